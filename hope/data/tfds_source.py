@@ -1,0 +1,123 @@
+"""Documents of a prepared TFDS dataset, read without TensorFlow."""
+
+import hashlib
+import os
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants
+
+
+class TfdsSource:
+  """The text feature of one split of a prepared dataset."""
+
+  def __init__(self, builder: tfds.core.DatasetBuilder, split: str, key: str):
+    """Opens the split.
+
+    Args:
+      builder: A builder whose data is prepared as array_record.
+      split: Name of the split, or a slice such as 'train[:10%]'.
+      key: Name of the text feature.
+    """
+    self._examples = builder.as_data_source(split=split)
+    self._key = key
+    self._id = f'{builder.info.full_name}:{split}'
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def name(self, index: int) -> str:
+    """Returns dataset, split and place in the split."""
+    return f'{self._id}/{index}'
+
+  def read(self, index: int) -> bytes:
+    """Returns the text feature as UTF-8."""
+    text = self._examples[index][self._key]
+    return text.encode() if isinstance(text, str) else bytes(text)
+
+  def fingerprint(self) -> str:
+    """Returns a hash of dataset, version, split and size."""
+    text = f'{self._id} {self._key} {len(self)}'
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def open_tfds(name_and_split: str, data_dir: str | None) -> TfdsSource:
+  """Opens a dataset that is already prepared; nothing is downloaded.
+
+  Args:
+    name_and_split: 'NAME' or 'NAME:SPLIT', where NAME is the dataset's folder
+      in `data_dir`, with config or version behind '/' where there are several
+      (default: the newest version), and SPLIT is 'train' unless given.
+    data_dir: Folder of prepared data. None: TFDS' default.
+
+  Raises:
+    ValueError: The dataset is not prepared there, or not as array_record; the
+      split is unknown or empty; there is no text feature, or several.
+  """
+  given = f'data.source=tfds:{name_and_split}'
+  name, _, split = name_and_split.partition(':')
+  split = split or 'train'
+  data_dir = os.path.expanduser(data_dir or constants.DATA_DIR)
+  builder = tfds.builder_from_directory(_prepared(given, name, data_dir))
+  file_format = builder.info.file_format.value
+  if file_format != 'array_record':
+    raise ValueError(
+      f'{given} is prepared as {file_format}, which needs TensorFlow; prepare '
+      "it again with file_format='array_record'."
+    )
+  if split.partition('[')[0] not in builder.info.splits:
+    raise ValueError(
+      f'{given} has no split {split!r}; allowed: '
+      f'{", ".join(builder.info.splits)}.'
+    )
+  source = TfdsSource(builder, split, _text_key(given, builder.info.features))
+  if not any(source.read(i) for i in range(len(source))):
+    raise ValueError(
+      f'{given}: all {len(source)} documents are empty; give another split.'
+    )
+  return source
+
+
+def _prepared(given: str, name: str, data_dir: str) -> str:
+  """Returns the folder with the newest prepared version of a dataset."""
+  folder = os.path.join(data_dir, *name.split('/'))
+  inside = _folders(folder)
+  versions = [v for v in inside if tfds.core.Version.is_valid(v)]
+  versions.sort(key=tfds.core.Version, reverse=True)
+  for path in [folder, *(os.path.join(folder, v) for v in versions)]:
+    if os.path.exists(os.path.join(path, 'dataset_info.json')):
+      return path
+  if inside:
+    hint = f'{folder} has {", ".join(inside)}: name one, as {name}/{inside[0]}'
+  else:
+    prepared = _folders(data_dir)
+    hint = (
+      f'prepared there: {", ".join(prepared)}'
+      if prepared
+      else ('nothing is prepared there')
+    )
+  raise ValueError(
+    f'{given} is not prepared in data.tfds_dir={data_dir} ({hint}); run its '
+    "builder's download_and_prepare with file_format='array_record', or set "
+    'data.tfds_dir.'
+  )
+
+
+def _folders(path: str) -> list[str]:
+  if not os.path.isdir(path):
+    return []
+  return sorted(
+    f for f in os.listdir(path) if os.path.isdir(os.path.join(path, f))
+  )
+
+
+def _text_key(given: str, features: tfds.features.FeatureConnector) -> str:
+  """Returns the name of the feature that holds the documents."""
+  keys = [k for k, f in features.items() if isinstance(f, tfds.features.Text)]
+  if 'text' in keys:
+    return 'text'
+  if len(keys) != 1:
+    raise ValueError(
+      f'{given} has {len(keys)} text features ({", ".join(keys) or "none"}); '
+      "give a dataset with one, or with one named 'text'."
+    )
+  return keys[0]

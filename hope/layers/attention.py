@@ -1,0 +1,77 @@
+"""Causal softmax attention with rotary positions, for Hope-Attention."""
+
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+
+class AttentionState(NamedTuple):
+  """The last `max_context` keys and values of a batch of streams.
+
+  Attributes:
+    k: [b, max_context, n, d], oldest first, rotated.
+    v: [b, max_context, n, d].
+    position: int32, tokens seen.
+  """
+
+  k: jax.Array
+  v: jax.Array
+  position: jax.Array
+
+
+def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
+  """Rotary embedding of x [b, t, n, d] at position [t], base 10,000."""
+  half = x.shape[-1] // 2
+  angle = position[:, None] * 1e4 ** (-jnp.arange(half) / half)
+  sin, cos = jnp.sin(angle)[:, None], jnp.cos(angle)[:, None]
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return y.astype(x.dtype)
+
+
+class CausalAttention(nnx.Module):
+  """A token attends to itself and the max_context tokens before it."""
+
+  def __init__(
+    self,
+    width: int,
+    num_heads: int,
+    max_context: int,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.num_heads, self.max_context = num_heads, max_context
+    dense = lambda o: nnx.Linear(
+      width, o, use_bias=False, dtype=dtype, rngs=rngs
+    )
+    self.qkv, self.output = dense(3 * width), dense(width)
+
+  def init_state(self, batch: int) -> AttentionState:
+    """No token seen."""
+    head = self.qkv.kernel.shape[0] // self.num_heads
+    empty = jnp.zeros((batch, self.max_context, self.num_heads, head))
+    return AttentionState(empty, empty, jnp.int32(0))
+
+  def __call__(self, x: jax.Array, state: AttentionState | None = None):
+    """Returns (y, state) for x [b, t, width]; None: the sequence starts."""
+    b, t, width = x.shape
+    if state is None:
+      state = self.init_state(b)
+    heads = lambda z: z.reshape(b, t, self.num_heads, -1)
+    q, k, v = map(heads, jnp.split(self.qkv(x), 3, axis=-1))
+    position = state.position + jnp.arange(t)
+    q, k = rotate(q, position), rotate(k, position)
+    keys = jnp.concatenate([state.k.astype(k.dtype), k], axis=1)
+    values = jnp.concatenate([state.v.astype(v.dtype), v], axis=1)
+    place = jnp.arange(self.max_context + t) + state.position - self.max_context
+    distance = position[:, None] - place[None, :]
+    seen = (place >= 0) & (distance >= 0) & (distance <= self.max_context)
+    y = jax.nn.dot_product_attention(q, keys, values, mask=seen[None, None])
+    y = self.output(y.reshape(b, t, width))
+    keep = lambda z, old: z[:, t:].astype(old.dtype)
+    return y, AttentionState(
+      keep(keys, state.k), keep(values, state.v), state.position + t
+    )

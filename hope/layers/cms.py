@@ -1,0 +1,205 @@
+"""The Continuum Memory System: MLP blocks, each with a frequency of its own.
+
+Eq. 70-74 of arXiv:2512.24695. Level l is x -> x + act(norm(x) @ up) @ down.
+
+  outer       the blocks are parameters; the optimizer updates level l every
+              periods[l] training steps with the gradients in between (Eq. 71).
+  in_context  the blocks are fast weights whose initial state is a parameter;
+              level l takes its step of rule (A) every periods[l] tokens, on
+              keys and values from slow projections of its input.
+
+Choice: in_context levels have one memory of the whole width, anchored to its
+initial state and without momentum, read at the state of the chunk's start;
+k = sqrt(d) W_k x / |W_k x|, the scale at which the block reads its input, and
+v = W_v x / |W_v x|; eta and alpha are slow gates per token. eta is at most
+1 / (chunk d), since |k|^2 = d and gradients are frozen over the chunk.
+"""
+
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from hope.layers.norm import l2_normalize
+from hope.layers.norm import RMSNorm
+from hope.memory import mlp
+from hope.memory import rule
+from hope.memory import stream
+
+
+class LevelState(NamedTuple):
+  """Fast state of an in-context level; () for an outer one.
+
+  Attributes:
+    memory: mlp.State, up [b, 1, d, f], down [b, 1, 1, f, d].
+    position: tokens since the level's chunk began.
+  """
+
+  memory: mlp.State
+  position: jax.Array
+
+
+class OuterLevel(nnx.Module):
+  """A block whose weights move only between training steps."""
+
+  def __init__(
+    self, width: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+  ):
+    self.norm = RMSNorm(width)
+    dense = lambda i, o: nnx.Linear(i, o, use_bias=False, dtype=dtype, rngs=rngs)
+    self.up, self.down = dense(width, hidden), dense(hidden, width)
+
+  def init_state(self, batch: int) -> tuple[()]:
+    """Nothing: the block has no memory within a sequence."""
+    del batch
+    return ()
+
+  def __call__(self, x: jax.Array, state: tuple[()] | None = None):
+    """Returns (act(norm(x) @ up) @ down, ()) for x [b, t, width]."""
+    del state
+    return self.down(mlp.act(self.up(self.norm(x)))), ()
+
+
+class InContextLevel(nnx.Module):
+  """A block whose weights learn every `period` tokens of the sequence."""
+
+  def __init__(
+    self,
+    width: int,
+    hidden: int,
+    *,
+    period: int,
+    objective: str,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    self.period, self.objective, self.dtype = period, objective, dtype
+    self.norm = RMSNorm(width)
+    dense = lambda o, **kw: nnx.Linear(width, o, dtype=dtype, rngs=rngs, **kw)
+    self.key_value = dense(2 * width, use_bias=False)
+    self.gates = dense(2, kernel_init=nnx.initializers.zeros)
+    self.gates.bias[...] = jnp.array([0.0, 6.0])
+    normal = lambda i, o: nnx.Param(
+      jax.random.normal(rngs.params(), (i, o)) / i**0.5
+    )
+    self.up, self.down = normal(width, hidden), normal(hidden, width)
+
+  def _kernels(self) -> mlp.Kernels:
+    return mlp.Kernels(self.up[...][None], self.down[...][None, None])
+
+  def init_state(self, batch: int) -> LevelState:
+    """The deviations from the initial block: zero."""
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros((batch, *x.shape)), self._kernels()
+    )
+    return LevelState(mlp.State(zeros, zeros, None), jnp.int32(0))
+
+  def __call__(self, x: jax.Array, state: LevelState | None = None):
+    """Returns (act(norm(x) @ up_t) @ down_t, state) for x [b, t, width]."""
+    width = x.shape[-1]
+    position = None
+    if state is None:
+      state = self.init_state(x.shape[0])
+    else:
+      position = state.position
+    z = self.norm(x)
+    k, v = jnp.split(self.key_value(z).astype(jnp.float32), 2, axis=-1)
+    gates = jax.nn.sigmoid(self.gates(z).astype(jnp.float32))
+    base = self._kernels()
+
+    def body(start, now, trace, block, valid):
+      z, k, v, gates = block
+      eta = gates[..., 0] / (self.period * width)
+      if valid is not None:
+        eta = jnp.where(valid, eta, 0)
+      new, trace, _ = mlp.learn(
+        base,
+        start,
+        now,
+        trace,
+        k,
+        v[..., None, :, :],
+        mlp.Rates(
+          mlp.Kernels(eta, eta), rule.decays(gates[..., 1], None, valid), True
+        ),
+        self.objective,
+        residual=False,
+      )
+      y = mlp.forward(mlp.add(base, start), z, residual=False)
+      return new, trace, y[..., 0, :, :]
+
+    one_head = lambda a: a[:, :, None]
+    xs = (
+      one_head(z.astype(jnp.float32)),
+      one_head(width**0.5 * l2_normalize(k)),
+      one_head(l2_normalize(v)),
+      one_head(gates),
+    )
+    memory, position, y = stream.run(
+      body, state.memory, position, xs, self.period
+    )
+    return y[:, :, 0].astype(x.dtype), LevelState(memory, position)
+
+
+class ContinuumMemory(nnx.Module):
+  """All levels: `init_state(batch)`, `__call__(x, state) -> (x, state)`."""
+
+  def __init__(
+    self,
+    width: int,
+    hidden: int,
+    *,
+    mode: str,
+    variant: str,
+    periods: tuple[int, ...],
+    objective: str,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    self.variant, self.num_levels = variant, len(periods)
+    if variant == 'independent':
+      self.mix = nnx.Param(jnp.zeros(len(periods)))
+    for j, period in enumerate(periods):
+      if mode == 'outer':
+        level = OuterLevel(width, hidden, dtype=dtype, rngs=rngs)
+      else:
+        level = InContextLevel(
+          width,
+          hidden,
+          period=period,
+          objective=objective,
+          dtype=dtype,
+          rngs=rngs,
+        )
+      setattr(self, f'level_{j}', level)
+
+  def _levels(self):
+    return [getattr(self, f'level_{j}') for j in range(self.num_levels)]
+
+  def init_state(self, batch: int) -> tuple:
+    """One state per level."""
+    return tuple(level.init_state(batch) for level in self._levels())
+
+  def __call__(self, x: jax.Array, state: tuple | None = None):
+    """Passes x [b, t, width] through the levels, residuals included.
+
+    `sequential` (Eq. 70, 73): each level reads what the one before it made.
+    `independent` (Eq. 74): all read x; Choice: their outputs are summed with
+    weights l softmax(mix) over the l levels, which start at one each.
+    """
+    state = state or (None,) * self.num_levels
+    new = []
+    if self.variant == 'sequential':
+      for level, level_state in zip(self._levels(), state, strict=True):
+        y, level_state = level(x, level_state)
+        x += y
+        new.append(level_state)
+      return x, tuple(new)
+    weights = self.num_levels * jax.nn.softmax(self.mix[...])
+    total = x
+    for j, level in enumerate(self._levels()):
+      y, level_state = level(x, state[j])
+      total += weights[j].astype(x.dtype) * y
+      new.append(level_state)
+    return total, tuple(new)

@@ -1,0 +1,24 @@
+"""Norms: RMSNorm as a module, L2 as a function."""
+
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+  """x / |x| over the last axis; zero stays zero, and has a finite gradient."""
+  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  return x * lax.rsqrt(square + 1e-12)
+
+
+class RMSNorm(nnx.Module):
+  """x / rms(x) * scale over the last axis, computed in float32."""
+
+  def __init__(self, width: int):
+    self.scale = nnx.Param(jnp.ones(width))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y *= lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
+    return (y * self.scale[...]).astype(x.dtype)

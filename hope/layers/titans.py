@@ -1,0 +1,325 @@
+"""Self-referential Titans (Eq. 83-91 of arXiv:2512.24695).
+
+Every memory of {k, v, eta, alpha, memory} (and q by option) is a residual MLP
+that learns, token by token, the pairs (k, M(v)) by rule (A) of
+`hope.memory.rule`. The paper's letter is chunk sizes of 1 and
+`anchor='zero'`.
+
+Choice: the inputs of the k, v, eta, alpha and q memories are L2-normalised per
+head, like k, v and q themselves, so that every memory reads unit vectors, at
+the scale at which it learns. (With v at the scale of the residual stream,
+self-generated targets diverge.)
+Choice: eta = eta_max sigmoid(M_eta(x) + bias), times 1 - beta with momentum
+(which multiplies a write by 1 / (1 - beta)); alpha = sigmoid(M_alpha(x) +
+bias), biases spread over heads so that what is stored lasts from 64 to 2,048
+tokens; beta = 0.95 sigmoid(x W + bias). The paper gives no ranges.
+Choice: each layer of `memory` and of the other memories has a learned rate in
+(0, 1) that multiplies eta.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from hope.layers.convolution import CausalConvolution
+from hope.layers.norm import l2_normalize
+from hope.layers.norm import RMSNorm
+from hope.memory import mlp
+from hope.memory import rule
+from hope.memory import stream
+
+
+@dataclasses.dataclass(frozen=True)
+class TitansOptions:
+  """Options of the layer; each is explained in `hope.config`."""
+
+  chunk_size: int = 64
+  projection_chunk_size: int = 64
+  hidden_multiple: int = 1
+  objective: str = 'l2'
+  retention: bool = True
+  momentum: bool = True
+  erase: bool = True
+  anchor: str = 'initial'
+  read: str = 'token'
+  self_modifying: bool = True
+  self_target: bool = True
+  q_memory: bool = False
+  mix: str = 'dense'
+  eta_max: float | None = None
+  conv_width: int = 4
+
+
+class TitansState(NamedTuple):
+  """Fast state of the layer for a batch of streams.
+
+  Attributes:
+    conv: [b, conv_width - 1, channels], last inputs of the convolution.
+    projections: mlp.State of the memories that generate; () if they are static.
+    projection_position: tokens since their chunk began; None: zero, statically.
+    memory: mlp.State of `memory`.
+    memory_position: tokens since its chunk began.
+  """
+
+  conv: jax.Array
+  projections: mlp.State | tuple[()]
+  projection_position: jax.Array
+  memory: mlp.State
+  memory_position: jax.Array
+
+
+class Memory(nnx.Module):
+  """The initial state of one memory per head: a parameter, learned outside."""
+
+  def __init__(
+    self, heads: int, i: int, f: int, o: int, *, scale: float, rngs: nnx.Rngs
+  ):
+    key = rngs.params
+    if f:
+      # Keys have norm 1, so this makes pre-activations of variance 1.
+      self.up = nnx.Param(jax.random.normal(key(), (heads, i, f)))
+      std = scale / (0.6 * f**0.5 * o**0.5)
+      self.down = nnx.Param(std * jax.random.normal(key(), (heads, f, o)))
+    else:
+      std = scale / o**0.5
+      self.down = nnx.Param(std * jax.random.normal(key(), (heads, i, o)))
+
+  def kernels(self) -> mlp.Kernels:
+    """As a group of one memory: up [n, i, f], down [n, 1, f, o]."""
+    up = self.up[...] if hasattr(self, 'up') else None
+    return mlp.Kernels(up, self.down[...][:, None])
+
+
+class SelfReferentialTitans(nnx.Module):
+  """The layer: `init_state(batch)`, `__call__(x, state) -> (y, state)`."""
+
+  def __init__(
+    self,
+    width: int,
+    num_heads: int,
+    options: TitansOptions,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.options, self.num_heads, self.dtype = options, num_heads, dtype
+    d = width // num_heads
+    f = d * options.hidden_multiple
+    dense = lambda o, **kw: nnx.Linear(
+      width, o, use_bias=False, dtype=dtype, rngs=rngs, **kw
+    )
+    streams = 3 if options.mix == 'dense' else 1
+    if options.mix == 'dense':
+      self.mix = dense(3 * width)
+    else:
+      self.query = dense(width)
+    self.conv = CausalConvolution(
+      streams * width, options.conv_width, rngs=rngs
+    )
+    memory = lambda o, scale: Memory(num_heads, d, f, o, scale=scale, rngs=rngs)
+    self.k = memory(d, 0.3)
+    self.v = memory(d, 0.3)
+    if options.q_memory:
+      self.q = memory(d, 0.3)
+    self.eta = memory(1, 0.3)
+    self.alpha = memory(1, 0.3)
+    self.memory = memory(d, 0.3)
+    self.eta_bias = nnx.Param(jnp.zeros(num_heads))
+    span = jnp.logspace(6, 11, num_heads, base=2.0)
+    self.alpha_bias = nnx.Param(jnp.log(span - 1))
+    self.beta = nnx.Linear(
+      width, num_heads, dtype=dtype, kernel_init=nnx.initializers.zeros,
+      rngs=rngs,
+    )
+    rate = lambda start: nnx.Param(jnp.full((2, num_heads), start))
+    self.memory_rate = rate(2.0)
+    self.projection_rate = rate(-2.0)
+    self.norm = RMSNorm(d)
+    self.output = dense(width)
+
+  def eta_max(self, chunk: int) -> float:
+    """Upper bound of eta for memories with this chunk size.
+
+    Choice: 1 for the dot product, whose erase makes every write contract; for
+    L2, 1 / chunk, since gradients frozen over a chunk overshoot beyond it.
+    """
+    if self.options.eta_max is not None:
+      return self.options.eta_max
+    return 1.0 if self.options.objective == 'dot' else 1.0 / chunk
+
+  def _wide(self) -> mlp.Kernels:
+    names = ['k', 'v'] + (['q'] if self.options.q_memory else [])
+    return mlp.stack([getattr(self, name).kernels() for name in names])
+
+  def _gates(self) -> mlp.Kernels:
+    return mlp.stack([self.eta.kernels(), self.alpha.kernels()])
+
+  def _initial(self, kernels, batch: int) -> mlp.State:
+    """The fast state that a sequence starts from."""
+    zeros = self.options.anchor == 'initial'
+
+    def start(x):
+      x = jnp.broadcast_to(x, (batch, *x.shape))
+      return jnp.zeros_like(x) if zeros else x
+
+    now = jax.tree.map(start, kernels)
+    trace = jax.tree.map(jnp.zeros_like, now) if self.options.momentum else None
+    return mlp.State(now, now, trace)
+
+  def init_state(self, batch: int) -> TitansState:
+    """The state before the first token."""
+    projections = ()
+    if self.options.self_modifying:
+      projections = self._initial((self._wide(), self._gates()), batch)
+    return TitansState(
+      self.conv.init_state(batch),
+      projections,
+      jnp.int32(0),
+      self._initial(self.memory.kernels(), batch),
+      jnp.int32(0),
+    )
+
+  def __call__(
+    self, x: jax.Array, state: TitansState | None = None
+  ) -> tuple[jax.Array, TitansState]:
+    """Mixes a piece of a sequence.
+
+    Args:
+      x: [b, t, width].
+      state: what the piece before left; None: the sequence starts here.
+
+    Returns:
+      (y, state), y [b, t, width].
+    """
+    batch, t, _ = x.shape
+    options, n = self.options, self.num_heads
+    fresh = state is None
+    if fresh:
+      state = self.init_state(batch)
+      state = state._replace(projection_position=None, memory_position=None)
+    mixed = self.mix(x) if options.mix == 'dense' else x
+    mixed, conv = self.conv(mixed, state.conv)
+    mixed = jax.nn.silu(mixed)
+    if options.mix == 'dense':
+      x_q, x_k, x_v = jnp.split(mixed, 3, axis=-1)
+    else:
+      x_q, x_k, x_v = self.query(mixed), mixed, mixed
+    # At least float32, and float64 where the tests ask for it.
+    wide = lambda z: z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    heads = lambda z: l2_normalize(wide(z).reshape(batch, t, n, -1))
+    beta = None
+    if options.momentum:
+      beta = 0.95 * jax.nn.sigmoid(wide(self.beta(x)))
+    sources = (heads(x_q), heads(x_k), heads(x_v), beta)
+
+    projected, projections, position = self._project(sources, state)
+    y, memory, memory_position = self._remember(projected, beta, state)
+    y = self.norm(y).reshape(batch, t, -1)
+    y = self.output(y.astype(self.dtype))
+    return y, TitansState(
+      conv, projections, position, memory, memory_position
+    )
+
+  def _generate(self, wide, gates, x):
+    """q, k, v, eta, alpha of some tokens: [.., c, d], and [.., c] for gates.
+
+    eta is in (0, 1): the bound is applied where a memory learns.
+    """
+    x_q, x_k, x_v, _ = x
+    k = mlp.forward(mlp.select(wide, 0), x_k)[..., 0, :, :]
+    v = mlp.forward(mlp.select(wide, 1), x_v)[..., 0, :, :]
+    q = x_q
+    if self.options.q_memory:
+      q = mlp.forward(mlp.select(wide, 2), x_q)[..., 0, :, :]
+    logits = mlp.forward(gates, x_k)[..., 0]
+    eta = jax.nn.sigmoid(logits[..., 0, :] + self.eta_bias[...][:, None])
+    alpha = jax.nn.sigmoid(logits[..., 1, :] + self.alpha_bias[...][:, None])
+    if not self.options.retention:
+      alpha = jnp.ones_like(alpha)
+    return l2_normalize(q), l2_normalize(k), l2_normalize(v), eta, alpha
+
+  def _rates(self, eta, alpha, beta, rate, eta_max, valid) -> mlp.Rates:
+    eta = eta_max * eta
+    if beta is not None:
+      eta *= 1 - beta
+    if valid is not None:
+      eta = jnp.where(valid, eta, 0)
+    rate = jax.nn.sigmoid(rate)[..., None]
+    return mlp.Rates(
+      mlp.Kernels(eta * rate[0], eta * rate[1]),
+      rule.decays(alpha, beta, valid),
+      self.options.erase,
+    )
+
+  def _project(self, sources, state: TitansState):
+    """Runs the memories that generate; returns (projected, state, position)."""
+    base = (self._wide(), self._gates())
+    if not self.options.self_modifying:
+      block = jax.tree.map(lambda z: jnp.moveaxis(z, 2, 1), sources)
+      ys = self._generate(*base, block)
+      return jax.tree.map(lambda z: jnp.moveaxis(z, 1, 2), ys), (), jnp.int32(0)
+    chunk = self.options.projection_chunk_size
+    anchor = base if self.options.anchor == 'initial' else (None, None)
+    rate, eta_max = self.projection_rate[...], self.eta_max(chunk)
+
+    def body(start, now, trace, x, valid):
+      frozen = [mlp.add(b, s) for b, s in zip(anchor, start, strict=True)]
+      q, k, v, eta, alpha = self._generate(*frozen, x)
+      rates = self._rates(eta, alpha, x[3], rate, eta_max, valid)
+      new, traces = [], []
+      for j in range(2):
+        kernels, kernel_trace, _ = mlp.learn(
+          anchor[j],
+          start[j],
+          now[j],
+          None if trace is None else trace[j],
+          k,
+          mlp.forward(frozen[j], v),
+          rates,
+          self.options.objective,
+        )
+        new.append(kernels)
+        traces.append(kernel_trace)
+      traces = None if trace is None else tuple(traces)
+      return tuple(new), traces, (q, k, v, eta, alpha)
+
+    new, position, ys = stream.run(
+      body, state.projections, state.projection_position, sources, chunk
+    )
+    return ys, new, position
+
+  def _remember(self, projected, beta, state: TitansState):
+    """Runs `memory`; returns (reads [b, t, n, d], state, position)."""
+    options, chunk = self.options, self.options.chunk_size
+    base = self.memory.kernels()
+    anchor = base if options.anchor == 'initial' else None
+    rate, eta_max = self.memory_rate[...], self.eta_max(chunk)
+
+    def body(start, now, trace, x, valid):
+      (q, k, v, eta, alpha), beta = x
+      frozen = mlp.add(anchor, start)
+      targets = v[..., None, :, :]
+      if options.self_target:
+        targets = mlp.forward(frozen, v)
+      new, new_trace, reads = mlp.learn(
+        anchor,
+        start,
+        now,
+        trace,
+        k,
+        targets,
+        self._rates(eta, alpha, beta, rate, eta_max, valid),
+        options.objective,
+        q if options.read == 'token' else None,
+      )
+      if options.read == 'chunk':
+        reads = mlp.forward(frozen, q)
+      return new, new_trace, reads[..., 0, :, :]
+
+    new, position, y = stream.run(
+      body, state.memory, state.memory_position, (projected, beta), chunk
+    )
+    return y, new, position

@@ -1,0 +1,54 @@
+"""Trains a model: `python -m hope.main --config=FILE --workdir=DIR`.
+
+Exit codes: 0 done, or terminated and saved; 1 failed; 2 something that the
+user can mend.
+"""
+
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Experiment file, with arguments after a colon.',
+  lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of the run; a run found there is continued.'
+)
+_DESCRIBE = flags.DEFINE_bool(
+  'describe', False, 'Print the table of levels and stop.'
+)
+
+
+def main(argv):
+  """Flags and nothing else."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  logging.set_verbosity(logging.WARNING)
+  from hope import config as config_lib  # after the flags, as jax is slow
+  from hope import levels
+  from hope.training import loop
+
+  try:
+    if _DESCRIBE.value:
+      data = loop.Data(_CONFIG.value, _WORKDIR.value)
+      config = config_lib.resolve(_CONFIG.value, data.tokenizer.vocab_size)
+      print(levels.table(config))
+      return
+    if not _WORKDIR.value:
+      raise ValueError('--workdir=DIR is missing: where shall the run be kept?')
+    loop.run(_CONFIG.value, _WORKDIR.value)
+  except (ValueError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  except loop.NonFiniteLossError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  flags.mark_flag_as_required('config')
+  app.run(main)

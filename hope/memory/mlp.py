@@ -1,0 +1,206 @@
+"""Groups of memories that share their key: their values, errors and learning.
+
+A group holds m memories of one form per head, all of whose outputs have the
+same width o. A memory is M(z) = z + act(z @ up) @ down (Eq. 89 of
+arXiv:2512.24695; no residual where i != o), or linear, M(z) = z @ down. The
+first layers of a group are one kernel [i, m f], since all of them read the same
+key: one Gram matrix and one solve serve them all.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hope.memory import objectives
+from hope.memory import rule
+
+act = jax.nn.silu
+
+
+class Kernels(NamedTuple):
+  """The kernels of a group, or anything shaped like them.
+
+  Attributes:
+    up: [..., i, m f]; None for linear memories.
+    down: [..., m, f, o]; [..., m, i, o] for linear memories.
+  """
+
+  up: jax.Array | None
+  down: jax.Array
+
+
+class State(NamedTuple):
+  """The fast state of a group, [b, n, ...] in every kernel.
+
+  With `anchor='initial'` the kernels are deviations from the initial state.
+
+  Attributes:
+    start: the kernels at the start of the current chunk.
+    now: the kernels after the last token.
+    trace: the momentum traces after the last token; None without momentum.
+  """
+
+  start: Kernels
+  now: Kernels
+  trace: Kernels | None
+
+
+def _features(kernels: Kernels, z: jax.Array) -> tuple[jax.Array, ...]:
+  """(pre-activations, features of every memory): [..., c, m f], [..., m, c, f]."""
+  m = kernels.down.shape[-3]
+  if kernels.up is None:
+    return z, jnp.broadcast_to(
+      z[..., None, :, :], (*z.shape[:-2], m, *z.shape[-2:])
+    )
+  pre = z @ kernels.up
+  return pre, _split(act(pre), m)
+
+
+def _split(x: jax.Array, m: int) -> jax.Array:
+  """[..., c, m f] -> [..., m, c, f]."""
+  return jnp.moveaxis(x.reshape(*x.shape[:-1], m, -1), -2, -3)
+
+
+def _join(x: jax.Array) -> jax.Array:
+  """[..., m, c, f] -> [..., c, m f]."""
+  x = jnp.moveaxis(x, -3, -2)
+  return x.reshape(*x.shape[:-2], -1)
+
+
+def _residual(kernels: Kernels, z: jax.Array, out: jax.Array, residual: bool):
+  """out [..., m, c, o], with the residual where the memory has one."""
+  if residual and kernels.up is not None and z.shape[-1] == out.shape[-1]:
+    out += z[..., None, :, :]
+  return out
+
+
+def forward(
+  kernels: Kernels, z: jax.Array, residual: bool = True
+) -> jax.Array:
+  """M(z) of every memory of a group.
+
+  Args:
+    kernels: of the group, up [..., i, m f], down [..., m, f, o].
+    z: [..., c, i].
+    residual: False leaves z out of M(z) = z + act(z @ up) @ down.
+
+  Returns:
+    [..., m, c, o].
+  """
+  out = _features(kernels, z)[1] @ kernels.down
+  return _residual(kernels, z, out, residual)
+
+
+def select(kernels: Kernels, index: int) -> Kernels:
+  """The group that holds the one memory at `index`."""
+  m, f = kernels.down.shape[-3:-1]
+  up = kernels.up
+  if up is not None:
+    up = up[..., index * f : (index + 1) * f]
+  return Kernels(up, kernels.down[..., index : index + 1, :, :])
+
+
+def stack(groups: list[Kernels]) -> Kernels:
+  """One group of the memories of several."""
+  up = None
+  if groups[0].up is not None:
+    up = jnp.concatenate([g.up for g in groups], axis=-1)
+  return Kernels(up, jnp.concatenate([g.down for g in groups], axis=-3))
+
+
+def add(base: Kernels | None, kernels: Kernels) -> Kernels:
+  """The kernels in force: the base, if retention is anchored there, plus them."""
+  return kernels if base is None else jax.tree.map(jnp.add, base, kernels)
+
+
+class Rates(NamedTuple):
+  """Per-token factors of rule (A), shared by the memories of a head.
+
+  Attributes:
+    eta: Kernels of [..., c], the learning rate of each layer, not normalised.
+    decay: of the chunk's tokens.
+    erase: whether the erase term is on.
+  """
+
+  eta: Kernels
+  decay: rule.Decays
+  erase: bool
+
+
+def learn(
+  base: Kernels | None,
+  start: Kernels,
+  now: Kernels,
+  trace: Kernels | None,
+  k: jax.Array,
+  targets: jax.Array,
+  rates: Rates,
+  objective: str,
+  queries: jax.Array | None = None,
+  residual: bool = True,
+) -> tuple[Kernels, Kernels | None, jax.Array | None]:
+  """Learns c tokens by rule (A), with all gradients taken at `start`.
+
+  The errors follow by the chain rule (Eq. 90: frozen within a chunk): for
+  `down`, u = act(k @ up) and g from the objective; for `up`, u = k and
+  g = (g_down @ down.T) * act'(k @ up).
+
+  Args:
+    base: initial kernels that retention is anchored to, or None.
+    start: kernels at the chunk's start, as deviations from `base`.
+    now: kernels before these tokens.
+    trace: momentum traces before these tokens, or None.
+    k: [..., c, i], keys.
+    targets: [..., m, c, o], wanted values.
+    rates: of these tokens.
+    objective: 'l2' or 'dot'.
+    queries: [..., c, i]; None: nothing is read.
+    residual: as in `forward`.
+
+  Returns:
+    (now, trace, reads); reads: M(q) of each memory at the state before each
+    token, [..., m, c, o].
+  """
+  frozen = add(base, start)
+  pre, u = _features(frozen, k)
+  prediction = _residual(frozen, k, u @ frozen.down, residual)
+  g = objectives.error(objective, prediction, targets)
+  erase = None if rates.erase else 0.0
+  up, up_trace, q_features = None, None, None
+  if frozen.up is not None:
+    back = _join(g @ jnp.swapaxes(frozen.down, -1, -2))
+    _, activation_vjp = jax.vjp(act, pre)
+    up, up_trace, q_pre = rule.decayed_update(
+      now.up,
+      None if trace is None else trace.up,
+      k,
+      activation_vjp(back)[0],
+      eta=rule.normalized_step(rates.eta.up, k),
+      decay=rates.decay,
+      erase=erase,
+      queries=queries,
+    )
+    if queries is not None:
+      if base is not None:
+        q_pre += queries @ base.up
+      q_features = _split(act(q_pre), g.shape[-3])
+  elif queries is not None:
+    q_features = _features(frozen, queries)[1]
+  stacked = jax.tree.map(lambda x: jnp.expand_dims(x, 2), rates.decay)
+  down, down_trace, reads = rule.decayed_update(
+    now.down,
+    None if trace is None else trace.down,
+    u,
+    g,
+    eta=rule.normalized_step(rates.eta.down[..., None, :], u),
+    decay=stacked,
+    erase=erase,
+    queries=q_features,
+  )
+  if reads is not None:
+    if base is not None:
+      reads += q_features @ base.down
+    reads = _residual(frozen, queries, reads, residual)
+  new_trace = None if trace is None else Kernels(up_trace, down_trace)
+  return Kernels(up, down), new_trace, reads

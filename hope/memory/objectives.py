@@ -1,0 +1,31 @@
+"""Objectives of the inner learning: the error that a memory descends on."""
+
+import jax
+
+NAMES = ('l2', 'dot')
+
+
+def error(name: str, prediction: jax.Array, target: jax.Array) -> jax.Array:
+  """Gradient of an objective with respect to the memory's output.
+
+  `l2`: 1/2 |M(k) - v|^2, so g = M(k) - v. `dot`: -<M(k), v>, so g = -v.
+  (Eq. 92 of arXiv:2512.24695 prints the second with the opposite sign; we
+  descend.) The target is a given value for the inner learning; the outer
+  gradient flows through it.
+
+  Args:
+    name: 'l2' or 'dot'.
+    prediction: [..., o], M(k).
+    target: [..., o], the wanted value v.
+
+  Returns:
+    g, [..., o].
+
+  Raises:
+    ValueError: for any other name.
+  """
+  if name == 'l2':
+    return prediction - target
+  if name == 'dot':
+    return -target
+  raise ValueError(f'objective={name!r} is unknown; choose one of {NAMES}.')

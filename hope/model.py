@@ -1,0 +1,125 @@
+"""Hope and Hope-Attention (Eq. 94-97 of arXiv:2512.24695).
+
+A block is x + mixer(norm(x)), then the levels of the Continuum Memory System.
+The mixer is self-referential Titans (Hope) or causal attention
+(Hope-Attention).
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from hope.layers.attention import CausalAttention
+from hope.layers.cms import ContinuumMemory
+from hope.layers.norm import RMSNorm
+from hope.layers.titans import SelfReferentialTitans
+from hope.layers.titans import TitansOptions
+
+# num_layers, width, num_heads. The paper gives them for 760M (24 layers, width
+# 1536, 16 heads) and the width for 1.3B.
+PRESETS = {
+  'tiny': (4, 128, 2),
+  '115m': (12, 768, 12),
+  '350m': (24, 1024, 16),
+  '760m': (24, 1536, 16),
+  '1.3b': (24, 2048, 16),
+}
+
+
+class Block(nnx.Module):
+  """One block: `init_state(batch)`, `__call__(x, state) -> (x, state)`."""
+
+  def __init__(self, config: ml_collections.ConfigDict, *, rngs: nnx.Rngs):
+    model, dtype = config.model, jnp.dtype(config.model.dtype)
+    self.norm = RMSNorm(model.width)
+    if model.mixer == 'titans':
+      self.mixer = SelfReferentialTitans(
+        model.width,
+        model.num_heads,
+        TitansOptions(**model.titans.to_dict()),
+        dtype=dtype,
+        rngs=rngs,
+      )
+    else:
+      self.mixer = CausalAttention(
+        model.width,
+        model.num_heads,
+        model.attention.max_context,
+        dtype=dtype,
+        rngs=rngs,
+      )
+    cms = model.cms
+    self.cms = ContinuumMemory(
+      model.width,
+      int(model.width * cms.hidden_multiple),
+      mode=cms.mode,
+      variant=cms.variant,
+      periods=tuple(cms.periods),
+      objective=cms.objective,
+      dtype=dtype,
+      rngs=rngs,
+    )
+
+  def init_state(self, batch: int):
+    """The states of the mixer and of the levels."""
+    return self.mixer.init_state(batch), self.cms.init_state(batch)
+
+  def __call__(self, x: jax.Array, state=None):
+    """x [b, t, width]; state None: the sequence starts here."""
+    mixer_state, cms_state = (None, None) if state is None else state
+    y, mixer_state = self.mixer(self.norm(x), mixer_state)
+    x, cms_state = self.cms(x + y, cms_state)
+    return x, (mixer_state, cms_state)
+
+
+class Hope(nnx.Module):
+  """The language model; its blocks are one block with stacked parameters.
+
+  Choice: the embedding is tied to the output layer.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict, *, rngs: nnx.Rngs):
+    """Builds the model of a resolved configuration (`hope.config.resolve`)."""
+    model = config.model
+    self.remat, self.dtype = model.remat, jnp.dtype(model.dtype)
+    self.embed = nnx.Embed(
+      model.vocab_size,
+      model.width,
+      embedding_init=nnx.initializers.normal(1.0),
+      dtype=self.dtype,
+      rngs=rngs,
+    )
+    build = lambda key: nnx.split(Block(config, rngs=nnx.Rngs(key)))
+    keys = jax.random.split(rngs.params(), model.num_layers)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0))))
+    self.blocks = nnx.merge(graph, jax.vmap(lambda key: build(key)[1])(keys))
+    self.norm = RMSNorm(model.width)
+
+  def init_state(self, batch: int):
+    """Fast state before the first token, [layers, ...] in every leaf."""
+    graph, params = nnx.split(self.blocks)
+    return jax.vmap(lambda p: nnx.merge(graph, p).init_state(batch))(params)
+
+  def __call__(self, tokens: jax.Array, state=None):
+    """Predicts the next token at every place.
+
+    Args:
+      tokens: int32 [b, t].
+      state: what the piece before left; None: the sequence starts here.
+
+    Returns:
+      (logits, state), logits float32 [b, t, v].
+    """
+    x = self.embed(tokens)
+    graph, params = nnx.split(self.blocks)
+
+    def layer(x, inputs):
+      params, state = inputs
+      return nnx.merge(graph, params)(x, state)
+
+    if self.remat:
+      layer = jax.checkpoint(layer, prevent_cse=False)
+    x, state = jax.lax.scan(layer, x, (params, state))
+    x = self.norm(x) * (self.embed.embedding.shape[-1] ** -0.5)
+    return self.embed.attend(x).astype(jnp.float32), state

@@ -1,0 +1,300 @@
+"""Measures how fast a configuration trains and decodes on this machine.
+
+  python -m hope.throughput --config=experiments/throughput.py
+  python -m hope.throughput --config=experiments/throughput.py --decode
+
+Tokens are random, so no corpus is needed. The last line of the output is the
+result as JSON.
+"""
+
+from collections.abc import Callable, Sequence
+import json
+import os
+import pathlib
+import resource
+import statistics
+import sys
+import time
+from typing import Any
+
+from absl import app
+from absl import flags
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+import ml_collections
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+
+from hope.config import resolve
+from hope.training import step as step_lib
+from hope.training.flops import flops_per_token
+
+# Tokens of the byte tokenizer.
+_VOCAB_SIZE = 257
+_WARMUP = 2
+# Side of the square matrices, and products before and after the steps.
+_PEAK_SIZE, _PEAK_REPEATS = 2048, 5
+# Tokens of context that decoding is timed after.
+_CONTEXTS = (64, 16_384)
+# Tokens decoded per timing.
+_DECODED = 16
+
+
+def _seconds(fn: Callable[[], Any]) -> float:
+  """Wall-clock seconds of a call, until its result is there."""
+  begin = time.perf_counter()
+  jax.block_until_ready(fn())
+  return time.perf_counter() - begin
+
+
+def matmul_peak(
+  size: int = _PEAK_SIZE, repeats: int = _PEAK_REPEATS
+) -> float:
+  """Best rate of a float32 product of two square matrices, in FLOP/s.
+
+  At jax's default precision, which is the model's as well.
+  """
+  a = jax.random.normal(jax.random.key(0), (size, size))
+  product = jax.jit(jnp.matmul)
+  jax.block_until_ready(product(a, a))
+  best = min(_seconds(lambda: product(a, a)) for _ in range(repeats))
+  return 2 * size**3 / best
+
+
+def peak_memory() -> tuple[int, str]:
+  """Most bytes in use so far, and of what: 'device' or 'process'."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if 'peak_bytes_in_use' in stats:
+    return stats['peak_bytes_in_use'], 'device'
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 'process'
+
+
+def _machine() -> dict[str, Any]:
+  device = jax.local_devices()[0]
+  return {
+    'platform': device.platform,
+    'device': device.device_kind,
+    'devices': jax.local_device_count(),
+    'cpus': len(os.sched_getaffinity(0))
+    if hasattr(os, 'sched_getaffinity')
+    else os.cpu_count(),
+    'jax': jax.__version__,
+  }
+
+
+def _sizes(config: ml_collections.FrozenConfigDict) -> dict[str, Any]:
+  model, data = config.model, config.data
+  return {
+    'mixer': model.mixer,
+    'dtype': model.dtype,
+    'num_layers': model.num_layers,
+    'width': model.width,
+    'seq_len': data.seq_len,
+    'batch_size': data.batch_size,
+  }
+
+
+def measure(
+  config: ml_collections.FrozenConfigDict, steps: int
+) -> dict[str, Any]:
+  """Times whole training steps: forward, backward and optimizer.
+
+  Args:
+    config: a resolved configuration.
+    steps: that are timed, after two that are not.
+
+  Returns:
+    What is measured, by name with its unit; see the keys.
+
+  Raises:
+    ValueError: if steps is below 1.
+    RuntimeError: if a step was not finite and so did not update.
+  """
+  if steps < 1:
+    raise ValueError(f'steps={steps} must be at least 1.')
+  peaks = [matmul_peak()]
+  shape = (config.data.batch_size, config.data.seq_len)
+  tokens = np.random.default_rng(config.seed).integers(
+    config.model.vocab_size, size=(shape[0], shape[1] + 1), dtype=np.int32
+  )
+  batch = {
+    'inputs': jnp.asarray(tokens[:, :-1]),
+    'targets': jnp.asarray(tokens[:, 1:]),
+    'weights': jnp.ones(shape, jnp.float32),
+  }
+  graph, state = step_lib.init_state(config)
+  begin = time.perf_counter()
+  compiled = step_lib.train_step(graph, config).lower(state, batch).compile()
+  compile_seconds = time.perf_counter() - begin
+  parameters = sum(x.size for x in jax.tree.leaves(state.params))
+
+  times, metrics = [], {}
+  for _ in range(_WARMUP + steps):
+    begin = time.perf_counter()
+    state, metrics = compiled(state, batch)
+    jax.block_until_ready((state, metrics))
+    times.append(time.perf_counter() - begin)
+  if not state.healthy:
+    raise RuntimeError(
+      'A training step was not finite, so steps after it updated nothing; '
+      'lower optimizer.learning_rate.'
+    )
+  memory, memory_of = peak_memory()
+  peaks.append(matmul_peak())
+
+  seconds = statistics.median(times[_WARMUP:])
+  rate = shape[0] * shape[1] / seconds
+  flops = flops_per_token(config, config.data.seq_len)
+  return {
+    'tokens_per_second': rate,
+    'step_seconds': seconds,
+    'steps': steps,
+    'flops_per_token': flops,
+    'model_flops_per_second': rate * flops,
+    'matmul_flops_per_second': max(peaks),
+    'matmul_flops_per_second_before': peaks[0],
+    'matmul_flops_per_second_after': peaks[1],
+    'share_of_matmul_peak': rate * flops / max(peaks),
+    'peak_memory_bytes': memory,
+    'peak_memory_of': memory_of,
+    'compile_seconds': compile_seconds,
+    'loss': float(metrics['loss']),
+    'parameters': parameters,
+    **_sizes(config),
+    **_machine(),
+  }
+
+
+def measure_decode(
+  config: ml_collections.FrozenConfigDict,
+  steps: int,
+  contexts: tuple[int, int] = _CONTEXTS,
+) -> dict[str, Any]:
+  """Times greedy decoding of one stream after a short and a long context.
+
+  Timings of the two take turns, so that a busy machine slows both alike.
+  Attention keeps and reads max_context keys whatever it has seen, so that its
+  ratio says nothing about a longer cache.
+
+  Args:
+    config: a resolved configuration.
+    steps: timings of each context, of 16 tokens each.
+    contexts: tokens read before decoding, short and long.
+
+  Returns:
+    What is measured, by name with its unit; see the keys.
+
+  Raises:
+    ValueError: if steps is below 1.
+  """
+  if steps < 1:
+    raise ValueError(f'steps={steps} must be at least 1.')
+  graph, params = step_lib.build_model(config)
+
+  def read(params, state, tokens):
+    logits, state = nnx.merge(graph, params)(tokens, state)
+    return jnp.argmax(logits[:, -1:], axis=-1).astype(jnp.int32), state
+
+  advance = jax.jit(read, donate_argnums=1)
+  piece, rng = config.data.seq_len, np.random.default_rng(config.seed)
+
+  def prefill(length):
+    tokens = rng.integers(
+      config.model.vocab_size, size=(1, length), dtype=np.int32
+    )
+    state = nnx.merge(graph, params).init_state(1)
+    token = jnp.asarray(tokens[:, :1])
+    for start in range(0, length, piece):
+      token, state = advance(params, state, tokens[:, start : start + piece])
+    return token, state
+
+  def decode(stream):
+    token, state = stream
+    for _ in range(_DECODED):
+      token, state = advance(params, state, token)
+    return jax.block_until_ready((token, state))
+
+  streams = [prefill(length) for length in contexts]
+  times = [[], []]
+  for repeat in range(1 + steps):
+    for j in range(2):
+      begin = time.perf_counter()
+      streams[j] = decode(streams[j])
+      if repeat:
+        times[j].append((time.perf_counter() - begin) / _DECODED)
+  short, long = map(statistics.median, times)
+  return {
+    'seconds_per_token_short': short,
+    'seconds_per_token_long': long,
+    'context_short': contexts[0],
+    'context_long': contexts[1],
+    'ratio': long / short,
+    'steps': steps,
+    **_sizes(config),
+    **_machine(),
+  }
+
+
+def _format(name: str, value: Any) -> str:
+  """A value for people, with the unit that its name ends in."""
+  if not isinstance(value, int | float):
+    return str(value)
+  if 'flops_per_second' in name:
+    return f'{value / 1e9:,.1f} GFLOP/s'
+  if name.startswith('share'):
+    return f'{value:.1%}'
+  if name.endswith('bytes'):
+    return f'{value / 2**20:,.0f} MiB'
+  if name.startswith('seconds_per_token'):
+    return f'{value * 1e3:.3f} ms'
+  if name.endswith('seconds'):
+    return f'{value:.3f} s'
+  if isinstance(value, int):
+    return f'{value:,}'
+  return f'{value:,.0f}' if value >= 100 else f'{value:.3f}'
+
+
+def report(result: dict[str, Any]) -> None:
+  """Prints a result as a table and, on the last line, as JSON."""
+  table = rich.table.Table('measure', box=rich.box.SIMPLE_HEAD)
+  table.add_column('value', justify='right', overflow='fold')
+  for name, value in result.items():
+    table.add_row(name.replace('_', ' '), _format(name, value))
+  rich.console.Console(highlight=False).print(table, markup=False)
+  print(json.dumps(result), flush=True)
+
+
+def _define_flags() -> None:
+  """Defines the flags: when run, not when imported, as hope.main has some."""
+  config_flags.DEFINE_config_file(
+    'config', None, 'Experiment file.', lock_config=True
+  )
+  flags.DEFINE_integer('steps', 5, 'Training steps, or decodings, timed.')
+  flags.DEFINE_string('json', None, 'File to write the result to as well.')
+  flags.DEFINE_bool('decode', False, 'Time decoding rather than training.')
+  flags.mark_flag_as_required('config')
+
+
+def main(argv: Sequence[str]) -> None:
+  """Measures what the flags say and prints it."""
+  if len(argv) > 1:
+    raise app.UsageError(f'Not a flag: {argv[1]!r}.')
+  values = flags.FLAGS
+  # A compile time read from a cache would say nothing.
+  jax.config.update('jax_enable_compilation_cache', False)
+  config = resolve(values.config, _VOCAB_SIZE)
+  run = measure_decode if values.decode else measure
+  result = run(config, values.steps)
+  report(result)
+  if values.json:
+    pathlib.Path(values.json).write_text(json.dumps(result) + '\n')
+
+
+if __name__ == '__main__':
+  _define_flags()
+  app.run(main)

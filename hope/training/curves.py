@@ -1,0 +1,194 @@
+"""The curves of a run as one picture."""
+
+from collections.abc import Mapping
+import math
+import os
+import pathlib
+import re
+from typing import Any
+
+from matplotlib import cm, colors, figure, ticker
+import numpy as np
+
+from hope.training import metrics
+
+# Metrics that `draw_curves` knows, with the labels of their axes. The first
+# of the first two that a run has gets the largest panel.
+_LABELS = {
+  'bits_per_byte': 'bits per byte',
+  'loss': 'loss (nats per token)',
+  'accuracy': 'accuracy',
+}
+_INK = '#30343f'
+_MUTED = '#8a8f9c'
+_TRAIN = '#3b6fb6'
+_HELDOUT = '#d1603d'
+_LEGEND = {'frameon': False, 'fontsize': 8, 'labelcolor': _INK}
+
+
+def _series(
+  records: list[dict[str, Any]], kind: str, name: str, x_name: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns x and y of a metric, with gaps (nan) for non-finite values."""
+  points = [
+    (record[x_name], float(record[name]))
+    for record in records
+    if record['kind'] == kind and name in record and x_name in record
+  ]
+  x, y = np.array(points, np.float64).reshape(-1, 2).T
+  return x, np.where(np.isfinite(y), y, np.nan)
+
+
+def _smooth(y: np.ndarray) -> np.ndarray:
+  """Returns a centred running mean over about 4 % of the curve."""
+  window = np.ones(2 * (len(y) // 50) + 1)
+  finite = np.isfinite(y)
+  total = np.convolve(np.where(finite, y, 0), window, 'full')
+  count = np.convolve(finite, window, 'full')
+  inner = slice(len(window) // 2, len(window) // 2 + len(y))
+  with np.errstate(invalid='ignore'):
+    return total[inner] / count[inner]
+
+
+def _draw_metric(axes, records, name: str, x_name: str) -> None:
+  """Draws the train and the held-out curve of one metric."""
+  x, y = _series(records, 'train', name, x_name)
+  if np.isfinite(y).any():
+    faint = len(y) >= 100
+    if faint:
+      axes.plot(x, y, color=_TRAIN, alpha=0.25, linewidth=0.8)
+    axes.plot(
+      x, _smooth(y) if faint else y, color=_TRAIN, linewidth=1.6, label='train'
+    )
+  x, y = _series(records, 'eval', name, x_name)
+  finite = y[np.isfinite(y)]
+  if finite.size:
+    label = f'held-out, last {finite[-1]:.3f}'
+    style = {'marker': 'o', 'markersize': 4, 'linewidth': 1.6}
+    axes.plot(x, y, color=_HELDOUT, label=label, **style)
+  axes.set_ylabel(_LABELS[name])
+
+
+def _draw_yardsticks(axes, yardsticks: Mapping[str, float]) -> None:
+  """Draws lines with their names to the right, none upon another."""
+  for value in yardsticks.values():
+    axes.axhline(value, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+  low, high = axes.get_ylim()
+  below = -math.inf
+  for name, value in sorted(yardsticks.items(), key=lambda item: item[1]):
+    below = max(value, below + 0.045 * (high - low))
+    axes.annotate(
+      f'{name} {value:.3f}',
+      (1, below),
+      xycoords=('axes fraction', 'data'),
+      xytext=(5, 0),
+      textcoords='offset points',
+      verticalalignment='center',
+      color=_MUTED,
+      fontsize=8,
+    )
+
+
+def _draw_layers(axes, records, quantity: str, names, x_name: str) -> None:
+  """Draws one quantity of the memories, a curve per layer."""
+  layers = sorted(names)
+  norm = colors.Normalize(layers[0], max(layers[-1], layers[0] + 1))
+  palette = colors.LinearSegmentedColormap.from_list(
+    'layers', ['#9ecae1', _TRAIN, '#16244f']
+  )
+  for layer in layers:
+    x, y = _series(records, 'train', names[layer], x_name)
+    if not x.size:
+      x, y = _series(records, 'eval', names[layer], x_name)
+    color = palette(norm(layer))
+    axes.plot(x, y, color=color, linewidth=1.4, label=f'layer {layer}')
+  axes.set_title(f'memories: {quantity.replace("_", " ")}')
+  if len(layers) > 6:
+    beside = axes.inset_axes((1.03, 0, 0.025, 1))
+    bar = axes.figure.colorbar(cm.ScalarMappable(norm, palette), cax=beside)
+    bar.set_label('layer', color=_INK, fontsize=8)
+    bar.ax.tick_params(colors=_INK, labelsize=8, length=0)
+    bar.locator = ticker.MaxNLocator(integer=True)
+    bar.outline.set_visible(False)
+  else:
+    axes.legend(loc='upper left', bbox_to_anchor=(1, 1), **_LEGEND)
+
+
+def draw_curves(
+  workdir: str | os.PathLike[str],
+  yardsticks: Mapping[str, float] | None = None,
+) -> pathlib.Path:
+  """Draws the metrics of a run as `<workdir>/curves.png`.
+
+  The largest panel shows bits per byte, or else the loss, of training and of
+  held-out data. There are others for the accuracy and for every quantity of
+  the memories with keys like 'memory/write_norm/layer_0', where there are any.
+
+  Args:
+    workdir: Directory of the run.
+    yardsticks: Values to compare with, in the unit of the largest panel, by
+      their names; drawn as lines.
+
+  Returns:
+    The path of the picture.
+
+  Raises:
+    ValueError: if there is nothing to draw.
+  """
+  records = metrics.read_metrics(workdir)
+  keys = {key: None for record in records for key in record}
+  names = [name for name in _LABELS if name in keys]
+  if 'bits_per_byte' in names and 'loss' in names:
+    names.remove('loss')
+  if not names:
+    raise ValueError(
+      f'{workdir} has no {" or ".join(_LABELS)} to draw yet; run some steps.'
+    )
+  memories = {}
+  for key in keys:
+    match = re.fullmatch(r'memory/(.+)/layer_(\d+)', key)
+    if match:
+      memories.setdefault(match[1], {})[int(match[2])] = key
+  x_name = 'tokens' if 'tokens' in keys else 'step'
+
+  small = [*names[1:], *memories]
+  rows = math.ceil(len(small) / 2)
+  picture = figure.Figure(
+    figsize=(9, 4.4 + 2.7 * rows), dpi=150, layout='constrained'
+  )
+  picture.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+  grid = picture.add_gridspec(
+    1 + rows, 2, height_ratios=[4.2, *[2.6] * rows], hspace=0.06
+  )
+  main = picture.add_subplot(grid[0, :])
+  _draw_metric(main, records, names[0], x_name)
+  _draw_yardsticks(main, yardsticks or {})
+  main.legend(**_LEGEND)
+  all_axes = [main]
+  for place, name in enumerate(small):
+    last = place == len(small) - 1 and place % 2 == 0
+    column = slice(None) if last else place % 2
+    axes = picture.add_subplot(grid[1 + place // 2, column])
+    if name in memories:
+      _draw_layers(axes, records, name, memories[name], x_name)
+    else:
+      _draw_metric(axes, records, name, x_name)
+      axes.legend(**_LEGEND)
+    all_axes.append(axes)
+  for axes in all_axes:
+    axes.set_xlabel(x_name if x_name == 'tokens' else 'steps', color=_INK)
+    axes.yaxis.label.set_color(_INK)
+    axes.title.set(color=_INK, fontsize=9)
+    axes.yaxis.label.set_fontsize(9)
+    axes.xaxis.label.set_fontsize(9)
+    axes.tick_params(colors=_INK, labelsize=8, length=0)
+    axes.grid(color='#e6e8ee', linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
+    axes.margins(x=0.01)
+  path = pathlib.Path(workdir) / 'curves.png'
+  temporary = path.with_name('curves.png.tmp')
+  picture.savefig(temporary, format='png')
+  temporary.replace(path)
+  return path

@@ -1,0 +1,213 @@
+"""The training step: loss, gradients, and one guarded update."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from hope.layers.titans import TitansState
+from hope.model import Hope
+
+Config = ml_collections.FrozenConfigDict
+# Parameters that decay, by the last part of their path.
+_DECAYED = ('kernel', 'embedding', 'up', 'down')
+
+
+class TrainState(NamedTuple):
+  """All that a training step changes.
+
+  Attributes:
+    params: nested dict of float32 arrays.
+    opt_state: of the optimizer.
+    step: int32, updates done.
+    healthy: bool; False from the first non-finite loss or gradient on, after
+      which no step changes anything.
+  """
+
+  params: Any
+  opt_state: Any
+  step: jax.Array
+  healthy: jax.Array
+
+
+def build_model(config: Config) -> tuple[nnx.GraphDef, Any]:
+  """Builds the model; returns its structure and its parameters as a dict."""
+  graph, params = nnx.split(Hope(config, rngs=nnx.Rngs(config.seed)))
+  return graph, nnx.to_pure_dict(params)
+
+
+def _path(keys) -> tuple[str, ...]:
+  return tuple(str(getattr(k, 'key', k)) for k in keys)
+
+
+def learning_rate(config: Config) -> optax.Schedule:
+  """Linear warm-up, then cosine to final_fraction of the peak."""
+  o = config.optimizer
+  return optax.warmup_cosine_decay_schedule(
+    0.0 if o.warmup_steps else o.learning_rate,
+    o.learning_rate,
+    o.warmup_steps,
+    max(config.train.steps, o.warmup_steps + 1),
+    o.learning_rate * o.final_fraction,
+  )
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+  """AdamW; CMS level l in mode `outer` moves every periods[l] steps.
+
+  Eq. 71: a level whose period is p averages the gradients of p steps and then
+  makes one update, at the learning rate of the step that it is made at.
+  """
+  o, cms = config.optimizer, config.model.cms
+  schedule = learning_rate(config)
+
+  def adamw(period: int) -> optax.GradientTransformation:
+    inner = optax.adamw(
+      lambda count: schedule(count * period),
+      b1=o.b1,
+      b2=o.b2,
+      eps=o.eps,
+      weight_decay=o.weight_decay,
+      mask=lambda params: jax.tree_util.tree_map_with_path(
+        lambda keys, _: _path(keys)[-1] in _DECAYED, params
+      ),
+    )
+    if period == 1:
+      return inner
+    return optax.MultiSteps(inner, period).gradient_transformation()
+
+  periods = cms.periods if cms.mode == 'outer' else ()
+
+  def label(keys, _):
+    for part in _path(keys):
+      if part.startswith('level_'):
+        level = int(part.removeprefix('level_'))
+        return periods[level] if level < len(periods) else 1
+    return 1
+
+  rule = adamw(1)
+  if any(period > 1 for period in periods):
+    rule = optax.partition(
+      {period: adamw(period) for period in {1, *periods}},
+      lambda params: jax.tree_util.tree_map_with_path(label, params),
+    )
+  return optax.chain(optax.clip_by_global_norm(o.clip_norm), rule)
+
+
+def init_state(config: Config) -> tuple[nnx.GraphDef, TrainState]:
+  """The model's structure and the state before the first step."""
+  graph, params = build_model(config)
+  opt_state = make_optimizer(config).init(params)
+  state = TrainState(params, opt_state, jnp.int32(0), jnp.bool_(True))
+  return graph, state
+
+
+def memory_norms(state: Any) -> dict[str, jax.Array]:
+  """RMS over the batch of the norm of what `memory` stored, by layer."""
+  mixer = state[0]
+  if not isinstance(mixer, TitansState):
+    return {}
+  square = sum(
+    jnp.sum(jnp.square(k), axis=tuple(range(2, k.ndim))).mean(axis=1)
+    for k in jax.tree.leaves(mixer.memory.now)
+  )
+  norms = jnp.sqrt(square)
+  return {
+    f'memory/state_norm/layer_{j}': norms[j] for j in range(norms.shape[0])
+  }
+
+
+def loss_and_metrics(
+  graph: nnx.GraphDef, params: Any, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Sum of the weighted cross-entropies of a batch, in nats.
+
+  Args:
+    graph: structure of the model.
+    params: nested dict.
+    batch: inputs, targets int32 [b, t], weights float32 [b, t].
+
+  Returns:
+    (loss, metrics): the sum, and sums and norms to report.
+  """
+  logits, state = nnx.merge(graph, params)(batch['inputs'])
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+    logits, batch['targets']
+  )
+  weights = batch['weights']
+  correct = jnp.argmax(logits, axis=-1) == batch['targets']
+  loss = jnp.sum(weights * losses)
+  return loss, {
+    'loss': loss,
+    'accuracy': jnp.sum(weights * correct),
+    **memory_norms(state),
+  }
+
+
+def train_step(
+  graph: nnx.GraphDef, config: Config
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """Returns the compiled step: (state, batch) -> (state, metrics).
+
+  Metrics are of the batch before the update: loss (nats per token), accuracy,
+  gradient_norm, and norms of the memories. The state is donated.
+  """
+  tx, parts = make_optimizer(config), config.train.accumulate
+  grad = jax.value_and_grad(
+    lambda p, b: loss_and_metrics(graph, p, b), has_aux=True
+  )
+
+  def step(state: TrainState, batch):
+    if parts == 1:
+      (_, sums), grads = grad(state.params, batch)
+    else:
+      split = lambda x: x.reshape(parts, -1, *x.shape[1:])
+
+      def add(total, part):
+        (_, sums), grads = grad(state.params, part)
+        return jax.tree.map(jnp.add, total, (sums, grads)), None
+
+      micro = jax.tree.map(split, batch)
+      zero = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(
+          lambda p, b: (lambda out: (out[0][1], out[1]))(grad(p, b)),
+          state.params,
+          jax.tree.map(lambda x: x[0], micro),
+        ),
+      )
+      (sums, grads), _ = jax.lax.scan(add, zero, micro)
+    total = jnp.maximum(batch['weights'].sum(), 1)
+    grads = jax.tree.map(lambda g: g / total, grads)
+    metrics = {
+      k: v / (total if k in ('loss', 'accuracy') else parts)
+      for k, v in sums.items()
+    }
+    metrics['gradient_norm'] = optax.global_norm(grads)
+    healthy = state.healthy & jnp.isfinite(metrics['loss'])
+    healthy &= jnp.isfinite(metrics['gradient_norm'])
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(healthy, new, old),
+      (params, opt_state),
+      (state.params, state.opt_state),
+    )
+    done = state.step + healthy.astype(jnp.int32)
+    return TrainState(params, opt_state, done, healthy), metrics
+
+  return jax.jit(step, donate_argnums=0)
+
+
+def eval_step(graph: nnx.GraphDef) -> Callable[..., dict[str, jax.Array]]:
+  """Returns the compiled evaluation: (params, batch) -> sums and their weight."""
+
+  def step(params, batch):
+    _, sums = loss_and_metrics(graph, params, batch)
+    return sums | {'weight': batch['weights'].sum()}
+
+  return jax.jit(step)

@@ -9,8 +9,7 @@ Arguments: num_layers, seq_len (tokens), batch_size (sequences), as in
 
 import ml_collections
 
-from hope.config import base_config
-from hope.config import parse_arg
+from hope.config import base_config, parse_arg
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:

@@ -253,8 +253,8 @@ def resolve(
     model.vocab_size = vocab_size
   elif model.vocab_size < vocab_size:
     raise ValueError(
-      f'model.vocab_size={model.vocab_size} is below the {vocab_size} tokens of '
-      'the tokenizer; leave it at None.'
+      f'model.vocab_size={model.vocab_size} is below the {vocab_size} tokens '
+      'of the tokenizer; leave it at None.'
     )
   if model.cms.hidden_multiple is None:
     model.cms.hidden_multiple = 1.0 if model.mixer == 'titans' else 17 / 16
@@ -315,8 +315,8 @@ def _validate(config):
     )
   if not 0 <= config.optimizer.warmup_steps <= config.train.steps:
     raise ValueError(
-      f'optimizer.warmup_steps={config.optimizer.warmup_steps} must lie between '
-      f'0 and train.steps={config.train.steps}.'
+      f'optimizer.warmup_steps={config.optimizer.warmup_steps} must lie '
+      f'between 0 and train.steps={config.train.steps}.'
     )
   if config.optimizer.learning_rate <= 0:
     raise ValueError(

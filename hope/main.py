@@ -6,13 +6,13 @@ user can mend.
 
 import sys
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Experiment file, with arguments after a colon.',
+  'config',
+  None,
+  'Experiment file, with arguments after a colon.',
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
@@ -29,13 +29,14 @@ def main(argv):
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   logging.set_verbosity(logging.WARNING)
   from hope import config as config_lib  # after the flags, as jax is slow
+  from hope import data as data_lib
   from hope import levels
   from hope.training import loop
 
   try:
     if _DESCRIBE.value:
-      data = loop.Data(_CONFIG.value, _WORKDIR.value)
-      config = config_lib.resolve(_CONFIG.value, data.tokenizer.vocab_size)
+      data = data_lib.open_data(_CONFIG.value, _WORKDIR.value)
+      config = config_lib.resolve(_CONFIG.value, data.vocab_size)
       print(levels.table(config))
       return
     if not _WORKDIR.value:

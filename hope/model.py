@@ -13,8 +13,7 @@ import ml_collections
 from hope.layers.attention import CausalAttention
 from hope.layers.cms import ContinuumMemory
 from hope.layers.norm import RMSNorm
-from hope.layers.titans import SelfReferentialTitans
-from hope.layers.titans import TitansOptions
+from hope.layers.titans import SelfReferentialTitans, TitansOptions
 
 # num_layers, width, num_heads. The paper gives them for 760M (24 layers, width
 # 1536, 16 heads) and the width for 1.3B.
@@ -92,7 +91,9 @@ class Hope(nnx.Module):
     )
     build = lambda key: nnx.split(Block(config, rngs=nnx.Rngs(key)))
     keys = jax.random.split(rngs.params(), model.num_layers)
-    graph, _ = nnx.split(nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0))))
+    graph, _ = nnx.split(
+      nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0)))
+    )
     self.blocks = nnx.merge(graph, jax.vmap(lambda key: build(key)[1])(keys))
     self.norm = RMSNorm(model.width)
 

@@ -17,13 +17,12 @@ import sys
 import time
 from typing import Any
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from ml_collections import config_flags
 import ml_collections
+from ml_collections import config_flags
 import numpy as np
 import rich.box
 import rich.console
@@ -51,9 +50,7 @@ def _seconds(fn: Callable[[], Any]) -> float:
   return time.perf_counter() - begin
 
 
-def matmul_peak(
-  size: int = _PEAK_SIZE, repeats: int = _PEAK_REPEATS
-) -> float:
+def matmul_peak(size: int = _PEAK_SIZE, repeats: int = _PEAK_REPEATS) -> float:
   """Best rate of a float32 product of two square matrices, in FLOP/s.
 
   At jax's default precision, which is the model's as well.
@@ -66,7 +63,10 @@ def matmul_peak(
 
 
 def peak_memory() -> tuple[int, str]:
-  """Most bytes in use so far, and of what: 'device' or 'process'."""
+  """Most bytes in use so far, and of what: 'device' or 'process'.
+
+  That of the process has the interpreter's and the compiler's in it.
+  """
   stats = jax.local_devices()[0].memory_stats() or {}
   if 'peak_bytes_in_use' in stats:
     return stats['peak_bytes_in_use'], 'device'
@@ -129,7 +129,8 @@ def measure(
   }
   graph, state = step_lib.init_state(config)
   begin = time.perf_counter()
-  compiled = step_lib.train_step(graph, config).lower(state, batch).compile()
+  step = jax.jit(step_lib.train_step(graph, config), donate_argnums=0)
+  compiled = step.lower(state, batch).compile()
   compile_seconds = time.perf_counter() - begin
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
 
@@ -236,6 +237,7 @@ def measure_decode(
     'ratio': long / short,
     'steps': steps,
     **_sizes(config),
+    'batch_size': 1,
     **_machine(),
   }
 

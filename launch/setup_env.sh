@@ -74,8 +74,9 @@ _make_venv() {
 # process that has the descriptor, this one or pip, ends in whatever way.
 _lock() {
   local python=$1
-  mkdir -p -- "$VENV" && exec 9>>"$INSTALLING" ||
+  if ! mkdir -p -- "$VENV" || ! exec 9>>"$INSTALLING"; then
     _env_error "$VENV cannot be written."
+  fi
   "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' \
     2>/dev/null || _env_error \
     "another process is installing into $VENV; wait for it and try again."

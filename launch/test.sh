@@ -13,11 +13,9 @@ first_failure=0
 report=runs/tests/pytest.xml
 
 # Prints what happened, however the script ends.
+# shellcheck disable=SC2329  # the trap calls it
 conclude() {
   local code=$? i
-  if ((first_failure != 0)); then
-    code=$first_failure
-  fi
   echo
   for i in "${!names[@]}"; do
     echo "${names[i]}: ${results[i]}"
@@ -63,3 +61,4 @@ check 2 "$VENV_PYTHON" -m pyrefly check \
   --python-interpreter-path "$VENV_PYTHON"
 check 3 "$VENV_PYTHON" -m pytest --numprocesses=auto --maxprocesses=4 \
   --junitxml="$report" "$@"
+exit "$first_failure"

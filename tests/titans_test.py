@@ -11,6 +11,7 @@ import functools
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 import reference
@@ -77,10 +78,16 @@ def inputs(batch, tokens, width, dtype=np.float32, seed=2):
   return jnp.asarray(rng.standard_normal((batch, tokens, width)), dtype)
 
 
-def call(module):
+# Nearly all of the time is compilation.
+jit = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
+
+
+def call(module, jit=jit):
   """The module as one jitted function of (x, state)."""
   graph, params = nnx.split(module)
-  run = jax.jit(lambda params, x, state: nnx.merge(graph, params)(x, state))
+  run = jit(lambda params, x, state: nnx.merge(graph, params)(x, state))
   return functools.partial(run, params)
 
 
@@ -192,16 +199,16 @@ def final_kernels(layer, state):
 ORACLE_CASES = {
   'initial': {},
   'zero': {'anchor': 'zero'},
-  'no_momentum': {'momentum': False},
-  'no_erase': {'erase': False},
-  'no_retention': {'retention': False, 'anchor': 'zero'},
   'plain': {'momentum': False, 'erase': False, 'retention': False},
-  'zero_plain': {'anchor': 'zero', 'momentum': False, 'erase': False},
+  'q_memory': {'q_memory': True, 'momentum': False, 'anchor': 'zero'},
   'dot': {'objective': 'dot', 'eta_max': 0.05},
-  'dot_zero': {'objective': 'dot', 'eta_max': 0.05, 'anchor': 'zero'},
-  'q_memory': {'q_memory': True},
-  'mix_none': {'mix': 'none', 'conv_width': 1},
-  'wide': {'hidden_multiple': 2, 'read': 'chunk'},
+  'dot_zero': {
+    'objective': 'dot',
+    'eta_max': 0.05,
+    'anchor': 'zero',
+    'erase': False,
+  },
+  'mix_none': {'mix': 'none', 'hidden_multiple': 2, 'retention': False},
 }
 
 
@@ -232,7 +239,7 @@ def test_reads_agree_at_chunks_of_one(x64):
 
 
 def test_a_frozen_chunk_agrees_where_nothing_was_frozen(x64):
-  x = inputs(1, 10, 8, np.float64)
+  x = inputs(1, 8, 8, np.float64)
   run = lambda chunk, **kw: np.asarray(
     call(
       titans(
@@ -244,7 +251,7 @@ def test_a_frozen_chunk_agrees_where_nothing_was_frozen(x64):
       )
     )(x, None)[0]
   )
-  one, token, chunk = run(1), run(10), run(10, read='chunk')
+  one, token, chunk = run(1), run(8), run(8, read='chunk')
   # A read before its token has seen one write at the second token, whose
   # gradient was taken at the initial state in either case.
   assert relative(token[:, :2], one[:, :2]) <= BAR
@@ -252,7 +259,7 @@ def test_a_frozen_chunk_agrees_where_nothing_was_frozen(x64):
   assert relative(chunk[:, :1], one[:, :1]) <= BAR
   assert relative(chunk[:, 1:], one[:, 1:]) > 1e-4
   # A read at the chunk's start sees no write of its chunk.
-  static = run(10, read='chunk', self_modifying=False)
+  static = run(8, read='chunk', self_modifying=False)
   assert relative(chunk, static) <= BAR
   # The gradient of the dot product with a linear memory has no state in it.
   linear = {
@@ -261,7 +268,7 @@ def test_a_frozen_chunk_agrees_where_nothing_was_frozen(x64):
     'self_modifying': False,
     'self_target': False,
   }
-  assert relative(run(10, **linear), run(1, **linear)) <= BAR
+  assert relative(run(8, **linear), run(1, **linear)) <= BAR
 
 
 # ------------------------------------------------------------------- streaming
@@ -279,7 +286,7 @@ def cms_module(variant, **options):
       8,
       mode='in_context',
       variant=variant,
-      periods=(1, 4, 8),
+      periods=(2, 8),
       objective='l2',
       dtype=jnp.float32,
       rngs=nnx.Rngs(0),
@@ -317,26 +324,25 @@ def model_module(**fields):
 MODULES = {
   'titans': titans_module,
   'titans_zero': functools.partial(
-    titans_module, anchor='zero', read='chunk', q_memory=True, momentum=False
+    titans_module,
+    chunk_size=4,
+    projection_chunk_size=8,
+    anchor='zero',
+    read='chunk',
+    q_memory=True,
+    momentum=False,
   ),
   'titans_static': functools.partial(
     titans_module, self_modifying=False, mix='none', hidden_multiple=0
   ),
-  'titans_slow_projections': functools.partial(
-    titans_module, chunk_size=4, projection_chunk_size=8, erase=False
-  ),
   'cms_sequential': functools.partial(cms_module, 'sequential'),
   'cms_independent': functools.partial(cms_module, 'independent'),
-  'attention': attention_module,
-  'attention_short': functools.partial(attention_module, 5),
+  'attention': functools.partial(attention_module, 5),
   'model': model_module,
-  'model_attention': functools.partial(
-    model_module, **{'model.mixer': 'attention'}
-  ),
 }
 # Of 24 tokens, at chunks of 4 and 8: each token by itself, cuts within chunks,
-# cuts on chunks, and one random split.
-SPLITS = ([1] * 24, [5, 14, 5], [8, 16], [1, 5, 2, 14, 2])
+# and a mixture with a cut between chunks. Few lengths, for each is compiled.
+SPLITS = ([1] * 24, [5, 14, 5], [1, 1, 1, 5, 14, 1, 1])
 
 
 @pytest.mark.parametrize('name', MODULES)
@@ -401,21 +407,20 @@ def assert_causal(seen):
   assert (np.diag(seen[:, 0]) > 0).all()
 
 
-@pytest.mark.parametrize(
-  'name', ['titans', 'titans_zero', 'cms_sequential', 'cms_independent']
-)
+@pytest.mark.parametrize('name', ['titans', 'titans_zero', 'cms_independent'])
 def test_no_gradient_from_later_tokens(name):
   module = MODULES[name]()
   function = lambda x: module(x)[0]
-  seen = jax.jit(functools.partial(sensitivity, function))(inputs(2, 18, 8))
+  seen = jit(functools.partial(sensitivity, function))(inputs(2, 18, 8))
   assert_causal(seen)
-  assert (seen[-1, 0] > 0).all()
+  # Blocks of the CMS read at the start of their chunk, here of two tokens.
+  assert (seen[-1, 0, :16] > 0).all()
 
 
 def test_no_gradient_from_later_tokens_of_attention():
   module = attention_module(5)
   function = lambda x: module(x)[0]
-  seen = jax.jit(functools.partial(sensitivity, function))(inputs(2, 18, 8))
+  seen = jit(functools.partial(sensitivity, function))(inputs(2, 18, 8))
   assert_causal(seen)
   # It sees itself and the five tokens before it.
   np.testing.assert_array_equal(seen[-1, 0] > 0, np.arange(18) >= 12)
@@ -432,9 +437,7 @@ def embedding_sensitivity(model, tokens):
   )
 
   def function(rows):
-    table = jax.tree.map(
-      lambda e: e.at[: rows.shape[0]].set(rows), embedding
-    )
+    table = jax.tree.map(lambda e: e.at[: rows.shape[0]].set(rows), embedding)
     logits, _ = nnx.merge(graph, table, rest)(tokens)
     return logits[..., -1]
 
@@ -442,16 +445,13 @@ def embedding_sensitivity(model, tokens):
   return function, rows
 
 
-@pytest.mark.parametrize('mixer', ['titans', 'attention'])
-def test_no_gradient_from_later_tokens_of_the_model(mixer):
-  model = model_module(**{'model.mixer': mixer})
+def test_no_gradient_from_later_tokens_of_the_model():
+  model = model_module()
   tokens = jnp.arange(36).reshape(2, 18)
   function, rows = embedding_sensitivity(model, tokens)
-  seen = jax.jit(
-    lambda rows: sensitivity(
-      lambda r: function(r)[..., None], rows
-    )
-  )(rows)
+  seen = jit(lambda rows: sensitivity(lambda r: function(r)[..., None], rows))(
+    rows
+  )
   assert_causal(seen.reshape(18, 2, 18))
 
 
@@ -466,8 +466,7 @@ def deep_model(**fields):
   config.model.titans.chunk_size = 8
   config.model.titans.projection_chunk_size = 8
   config.update_from_flattened_dict(fields)
-  config = config_lib.resolve(config, 32).copy_and_resolve_references()
-  config.model.unlock()
+  config = ml_collections.ConfigDict(config_lib.resolve(config, 32))
   config.model.dtype = 'float64'
   model = Hope(config, rngs=nnx.Rngs(0))
   to_double = lambda x: x.astype(jnp.float64)
@@ -475,31 +474,37 @@ def deep_model(**fields):
   return model
 
 
-def probe_loss(model, first):
+def probe_loss(model):
   """A loss in float64 of the blocks' outputs at tokens >= first of 24.
 
   Returns:
-    (loss, params): loss a function of the parameters of the blocks.
+    (loss, params): loss a function of the blocks' parameters and first.
   """
   rng = np.random.default_rng(4)
   x = jnp.asarray(rng.standard_normal((2, 24, 16)))
-  probe = jnp.asarray(rng.standard_normal((2, 24 - first, 16)))
+  probe = jnp.asarray(rng.standard_normal((2, 24, 16)))
   graph, params = nnx.split(model.blocks)
 
-  def loss(params):
+  def loss(params, first):
     step = lambda x, p: (nnx.merge(graph, p)(x)[0], None)
     y, _ = jax.lax.scan(step, x, params)
-    return jnp.mean(probe * model.norm(y)[:, first:])
+    seen = (jnp.arange(24) >= first)[:, None]
+    return jnp.mean(jnp.where(seen, probe * model.norm(y), 0))
 
   return loss, params
 
 
-@pytest.mark.parametrize('first', [0, 8])
-def test_every_initial_state_has_an_outer_gradient(first, x64):
+def test_every_initial_state_has_an_outer_gradient(x64):
   """Also when the loss sees no token of the first chunk."""
-  loss, params = probe_loss(deep_model(), first)
-  loss = jax.jit(loss)
-  gradients = jax.jit(jax.grad(loss))(params)
+  loss, params = probe_loss(deep_model())
+  loss, gradient = jit(loss), jit(jax.grad(loss))
+  for first in (0, 8):
+    gradients = gradient(params, first)
+    check_gradients(lambda p, first=first: loss(p, first), params, gradients)
+
+
+def check_gradients(loss, params, gradients):
+  """Non-zero in every layer, and the central differences of `loss`."""
   rng = np.random.default_rng(5)
   for name in MEMORIES:
     for part in ('up', 'down'):
@@ -537,8 +542,8 @@ def test_every_initial_state_has_an_outer_gradient(first, x64):
 
 def test_generating_memories_are_learned_through_the_writes(x64):
   """What k, v, eta and alpha generate is only ever written."""
-  loss, params = probe_loss(deep_model(**{'model.titans.eta_max': 0.0}), 0)
-  gradients = jax.jit(jax.grad(loss))(params)['mixer']
+  loss, params = probe_loss(deep_model(**{'model.titans.eta_max': 0.0}))
+  gradients = jit(jax.grad(loss))(params, 0)['mixer']
   for name in MEMORIES:
     for part in ('up', 'down'):
       gradient = np.asarray(gradients[name][part][...])
@@ -560,7 +565,7 @@ def test_a_token_a_thousand_positions_back_is_seen():
   model = model_module(**fields)
   tokens = jnp.arange(1024)[None]
   function, rows = embedding_sensitivity(model, tokens)
-  gradient = jax.jit(jax.grad(lambda rows: function(rows)[0, -1]))(rows)
+  gradient = jit(jax.grad(lambda rows: function(rows)[0, -1]))(rows)
   size = np.abs(gradient).max(axis=-1)
   assert np.isfinite(size).all()
   assert (size[:24] > 1e-6 * size.max()).all()
@@ -579,7 +584,7 @@ def test_long_streams_stay_bounded(symbols):
   tokens = np.full((1, 8192), 3)
   if symbols == 'four':
     tokens = np.random.default_rng(6).integers(0, 4, (1, 8192))
-  run, state = call(model), model.init_state(1)
+  run, state = call(model, jax.jit), model.init_state(1)
   sizes, peaks = [], []
   for piece in np.split(tokens, 8, axis=1):
     logits, state = run(piece, state)

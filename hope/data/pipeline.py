@@ -9,6 +9,7 @@ A batch is a dict of NumPy arrays, b rows (this process's share of
 """
 
 from collections.abc import Iterator, Sequence
+import json
 from typing import Any
 
 from absl import flags, logging
@@ -50,10 +51,11 @@ class BatchIterator(Iterator[Batch]):
 
   def get_state(self) -> dict[str, Any]:
     """Returns the position behind the last batch, as a JSON value."""
-    return {
+    state = {
       'identity': self._identity,
       'position': self._iterator.get_state(),
     }
+    return json.loads(json.dumps(state))  # grain's tuples become lists
 
   def set_state(self, state: dict[str, Any]):
     """Moves to a position that `get_state` returned.
@@ -75,8 +77,10 @@ class BatchIterator(Iterator[Batch]):
     self._iterator.set_state(_tuples(state['position']))
 
   def close(self):
-    """Stops the processes that read ahead."""
+    """Stops the processes that read ahead; the iterator is of no use then."""
     self._iterator.close()
+    # Grain's finalizer fails noisily if it is left to the interpreter's end.
+    del self._iterator
 
 
 def train_iterator(

@@ -246,7 +246,7 @@ def _rank(name: str) -> int:
   return int.from_bytes(_hash(name), 'big')
 
 
-def _unreadable(path: str, reason: str) -> ValueError:
+def _unreadable(path: str, reason: str | None) -> ValueError:
   return ValueError(
     f'cannot read {path}: {reason}; fix the file or leave it out of the glob.'
   )

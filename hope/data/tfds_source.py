@@ -31,8 +31,7 @@ class TfdsSource:
 
   def read(self, index: int) -> bytes:
     """Returns the text feature as UTF-8."""
-    text = self._examples[index][self._key]
-    return text.encode() if isinstance(text, str) else bytes(text)
+    return bytes(self._examples[index][self._key])
 
   def fingerprint(self) -> str:
     """Returns a hash of dataset, version, split and size."""
@@ -64,12 +63,14 @@ def open_tfds(name_and_split: str, data_dir: str | None) -> TfdsSource:
       f'{given} is prepared as {file_format}, which needs TensorFlow; prepare '
       "it again with file_format='array_record'."
     )
-  if split.partition('[')[0] not in builder.info.splits:
+  key = _text_key(given, builder.info.features)
+  try:
+    source = TfdsSource(builder, split, key)
+  except ValueError as error:
     raise ValueError(
-      f'{given} has no split {split!r}; allowed: '
-      f'{", ".join(builder.info.splits)}.'
-    )
-  source = TfdsSource(builder, split, _text_key(given, builder.info.features))
+      f'{given}: cannot read split {split!r} ({error}); the splits are '
+      f'{", ".join(builder.info.splits)}, and slices such as train[:10%].'
+    ) from error
   if not any(source.read(i) for i in range(len(source))):
     raise ValueError(
       f'{given}: all {len(source)} documents are empty; give another split.'
@@ -89,12 +90,7 @@ def _prepared(given: str, name: str, data_dir: str) -> str:
   if inside:
     hint = f'{folder} has {", ".join(inside)}: name one, as {name}/{inside[0]}'
   else:
-    prepared = _folders(data_dir)
-    hint = (
-      f'prepared there: {", ".join(prepared)}'
-      if prepared
-      else ('nothing is prepared there')
-    )
+    hint = f'prepared there: {", ".join(_folders(data_dir)) or "nothing"}'
   raise ValueError(
     f'{given} is not prepared in data.tfds_dir={data_dir} ({hint}); run its '
     "builder's download_and_prepare with file_format='array_record', or set "
@@ -110,7 +106,7 @@ def _folders(path: str) -> list[str]:
   )
 
 
-def _text_key(given: str, features: tfds.features.FeatureConnector) -> str:
+def _text_key(given: str, features: tfds.features.FeaturesDict) -> str:
   """Returns the name of the feature that holds the documents."""
   keys = [k for k, f in features.items() if isinstance(f, tfds.features.Text)]
   if 'text' in keys:

@@ -23,16 +23,15 @@ _BPE_TRAINING_BYTES = 16 * 2**20
 
 
 class Tokenizer(Protocol):
-  """Text to integers and back.
+  """Text to integers and back."""
 
-  Attributes:
-    vocab_size: Number of ids; every id is below it.
-    document_separator: Id that ends a document, None where there are no
-      documents. It decodes to nothing.
-  """
+  @property
+  def vocab_size(self) -> int:
+    """Number of ids; every id is below it."""
 
-  vocab_size: int
-  document_separator: int | None
+  @property
+  def document_separator(self) -> int | None:
+    """Id that ends a document and decodes to nothing; None: no documents."""
 
   def encode(self, text: bytes | str) -> np.ndarray:
     """Returns the tokens, int32 [n], without separator."""

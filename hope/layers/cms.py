@@ -21,11 +21,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from hope.layers.norm import l2_normalize
-from hope.layers.norm import RMSNorm
-from hope.memory import mlp
-from hope.memory import rule
-from hope.memory import stream
+from hope.layers.norm import RMSNorm, l2_normalize
+from hope.memory import mlp, rule, stream
 
 
 class LevelState(NamedTuple):
@@ -47,7 +44,9 @@ class OuterLevel(nnx.Module):
     self, width: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
   ):
     self.norm = RMSNorm(width)
-    dense = lambda i, o: nnx.Linear(i, o, use_bias=False, dtype=dtype, rngs=rngs)
+    dense = lambda i, o: nnx.Linear(
+      i, o, use_bias=False, dtype=dtype, rngs=rngs
+    )
     self.up, self.down = dense(width, hidden), dense(hidden, width)
 
   def init_state(self, batch: int) -> tuple[()]:
@@ -78,8 +77,12 @@ class InContextLevel(nnx.Module):
     self.norm = RMSNorm(width)
     dense = lambda o, **kw: nnx.Linear(width, o, dtype=dtype, rngs=rngs, **kw)
     self.key_value = dense(2 * width, use_bias=False)
-    self.gates = dense(2, kernel_init=nnx.initializers.zeros)
-    self.gates.bias[...] = jnp.array([0.0, 6.0])
+    # eta starts at half its bound, alpha at 0.9975.
+    self.gates = dense(
+      2,
+      kernel_init=nnx.initializers.zeros,
+      bias_init=lambda *_: jnp.array([0.0, 6.0]),
+    )
     normal = lambda i, o: nnx.Param(
       jax.random.normal(rngs.params(), (i, o)) / i**0.5
     )

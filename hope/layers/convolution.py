@@ -28,5 +28,7 @@ class CausalConvolution(nnx.Module):
     t = x.shape[1]
     padded = jnp.concatenate([state.astype(x.dtype), x], axis=1)
     kernel = self.kernel[...].astype(x.dtype)
-    y = sum(padded[:, j : j + t] * kernel[j] for j in range(width))
+    y = jnp.zeros_like(x)
+    for j in range(width):
+      y += padded[:, j : j + t] * kernel[j]
     return y, padded[:, t:].astype(state.dtype)

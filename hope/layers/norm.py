@@ -19,6 +19,7 @@ class RMSNorm(nnx.Module):
     self.scale = nnx.Param(jnp.ones(width))
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns an array like x [..., width]."""
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     y *= lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
     return (y * self.scale[...]).astype(x.dtype)

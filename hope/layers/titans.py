@@ -25,11 +25,8 @@ import jax
 import jax.numpy as jnp
 
 from hope.layers.convolution import CausalConvolution
-from hope.layers.norm import l2_normalize
-from hope.layers.norm import RMSNorm
-from hope.memory import mlp
-from hope.memory import rule
-from hope.memory import stream
+from hope.layers.norm import RMSNorm, l2_normalize
+from hope.memory import mlp, rule, stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +63,9 @@ class TitansState(NamedTuple):
 
   conv: jax.Array
   projections: mlp.State | tuple[()]
-  projection_position: jax.Array
+  projection_position: jax.Array | None
   memory: mlp.State
-  memory_position: jax.Array
+  memory_position: jax.Array | None
 
 
 class Memory(nnx.Module):
@@ -131,7 +128,10 @@ class SelfReferentialTitans(nnx.Module):
     span = jnp.logspace(6, 11, num_heads, base=2.0)
     self.alpha_bias = nnx.Param(jnp.log(span - 1))
     self.beta = nnx.Linear(
-      width, num_heads, dtype=dtype, kernel_init=nnx.initializers.zeros,
+      width,
+      num_heads,
+      dtype=dtype,
+      kernel_init=nnx.initializers.zeros,
       rngs=rngs,
     )
     rate = lambda start: nnx.Param(jnp.full((2, num_heads), start))
@@ -219,9 +219,7 @@ class SelfReferentialTitans(nnx.Module):
     y, memory, memory_position = self._remember(projected, beta, state)
     y = self.norm(y).reshape(batch, t, -1)
     y = self.output(y.astype(self.dtype))
-    return y, TitansState(
-      conv, projections, position, memory, memory_position
-    )
+    return y, TitansState(conv, projections, position, memory, memory_position)
 
   def _generate(self, wide, gates, x):
     """q, k, v, eta, alpha of some tokens: [.., c, d], and [.., c] for gates.
@@ -267,7 +265,7 @@ class SelfReferentialTitans(nnx.Module):
 
     def body(start, now, trace, x, valid):
       frozen = [mlp.add(b, s) for b, s in zip(anchor, start, strict=True)]
-      q, k, v, eta, alpha = self._generate(*frozen, x)
+      q, k, v, eta, alpha = self._generate(frozen[0], frozen[1], x)
       rates = self._rates(eta, alpha, x[3], rate, eta_max, valid)
       new, traces = [], []
       for j in range(2):

@@ -7,13 +7,12 @@ first layers of a group are one kernel [i, m f], since all of them read the same
 key: one Gram matrix and one solve serve them all.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hope.memory import objectives
-from hope.memory import rule
+from hope.memory import objectives, rule
 
 act = jax.nn.silu
 
@@ -26,8 +25,8 @@ class Kernels(NamedTuple):
     down: [..., m, f, o]; [..., m, i, o] for linear memories.
   """
 
-  up: jax.Array | None
-  down: jax.Array
+  up: Any
+  down: Any
 
 
 class State(NamedTuple):
@@ -47,7 +46,7 @@ class State(NamedTuple):
 
 
 def _features(kernels: Kernels, z: jax.Array) -> tuple[jax.Array, ...]:
-  """(pre-activations, features of every memory): [..., c, m f], [..., m, c, f]."""
+  """Pre-activations [..., c, m f] and features of each, [..., m, c, f]."""
   m = kernels.down.shape[-3]
   if kernels.up is None:
     return z, jnp.broadcast_to(
@@ -75,9 +74,7 @@ def _residual(kernels: Kernels, z: jax.Array, out: jax.Array, residual: bool):
   return out
 
 
-def forward(
-  kernels: Kernels, z: jax.Array, residual: bool = True
-) -> jax.Array:
+def forward(kernels: Kernels, z: jax.Array, residual: bool = True) -> jax.Array:
   """M(z) of every memory of a group.
 
   Args:
@@ -110,7 +107,7 @@ def stack(groups: list[Kernels]) -> Kernels:
 
 
 def add(base: Kernels | None, kernels: Kernels) -> Kernels:
-  """The kernels in force: the base, if retention is anchored there, plus them."""
+  """The kernels in force: these, plus the base that they deviate from."""
   return kernels if base is None else jax.tree.map(jnp.add, base, kernels)
 
 
@@ -137,9 +134,9 @@ def learn(
   targets: jax.Array,
   rates: Rates,
   objective: str,
-  queries: jax.Array | None = None,
+  queries: Any = None,
   residual: bool = True,
-) -> tuple[Kernels, Kernels | None, jax.Array | None]:
+) -> tuple[Kernels, Kernels | None, Any]:
   """Learns c tokens by rule (A), with all gradients taken at `start`.
 
   The errors follow by the chain rule (Eq. 90: frozen within a chunk): for
@@ -167,7 +164,9 @@ def learn(
   prediction = _residual(frozen, k, u @ frozen.down, residual)
   g = objectives.error(objective, prediction, targets)
   erase = None if rates.erase else 0.0
-  up, up_trace, q_features = None, None, None
+  up: Any = None
+  up_trace: Any = None
+  q_features: Any = None
   if frozen.up is not None:
     back = _join(g @ jnp.swapaxes(frozen.down, -1, -2))
     _, activation_vjp = jax.vjp(act, pre)

@@ -11,7 +11,7 @@ trace S [i, o] follow
 same arguments as matmuls and one unit lower triangular solve.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -111,9 +111,9 @@ class Decays(NamedTuple):
   keep: jax.Array
   total: jax.Array
   write: jax.Array
-  trace: jax.Array | None
-  trace_last: jax.Array | None
-  trace_total: jax.Array | None
+  trace: Any
+  trace_last: Any
+  trace_total: Any
 
 
 def _products(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -197,13 +197,15 @@ def decayed_update(
   decay: Decays,
   erase: jax.Array | float | None = None,
   queries: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+) -> tuple[jax.Array, Any, Any]:
   """`chunk_update` with the decays of alpha and beta already computed."""
   eps = _erase_rates(erase, eta)
   before = lambda x, axis: _shift(x, axis, first=0)
   keep, write = before(decay.keep, -2), before(decay.write, -2)
   total = _shift(decay.total, -1, first=1)[..., None]
-  lead = None if decay.trace is None else before(decay.trace, -1)[..., None]
+  lead: Any = None
+  if trace is not None:
+    lead = before(decay.trace, -1)[..., None]
 
   wanted = eta[..., None] * g
   stored = None

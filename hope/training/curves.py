@@ -156,7 +156,7 @@ def draw_curves(
   picture = figure.Figure(
     figsize=(9, 4.4 + 2.7 * rows), dpi=150, layout='constrained'
   )
-  picture.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+  picture.set_layout_engine('constrained', w_pad=0.12, h_pad=0.1)
   grid = picture.add_gridspec(
     1 + rows, 2, height_ratios=[4.2, *[2.6] * rows], hspace=0.06
   )

@@ -14,62 +14,34 @@ import ml_collections
 import numpy as np
 
 from hope import config as config_lib
-from hope import generate
-from hope import levels
-from hope.data import pipeline
-from hope.data import sources
-from hope.data import tokenization
+from hope import data as data_lib
+from hope import levels, sampling
 from hope.evaluation import yardsticks
 from hope.training import step as step_lib
 from hope.training.checkpoint import Checkpointer
 from hope.training.curves import draw_curves
 from hope.training.metrics import MetricsWriter
 from hope.training.progress import Progress
-from hope.training.workdir import check_workdir
-from hope.training.workdir import config_fingerprint
+from hope.training.workdir import check_workdir, config_fingerprint
 
 
 class NonFiniteLossError(RuntimeError):
   """The loss or its gradient stopped being a number."""
 
 
-class Data:
-  """The data of a run: corpus, tokenizer and batches."""
-
-  def __init__(self, config: ml_collections.ConfigDict, workdir: str | None):
-    """Opens the source that `config.data` names; ValueError if it cannot."""
-    self._config = config
-    self.corpus = None
-    if not pipeline.is_synthetic(config):
-      self.corpus = sources.open_corpus(config)
-    self.tokenizer = tokenization.open_tokenizer(config, workdir, self.corpus)
-
-  def train(self) -> pipeline.BatchIterator:
-    """Endless training batches."""
-    return pipeline.train_iterator(
-      self._config, self.tokenizer, corpus=self.corpus
-    )
-
-  def heldout(self) -> tuple[list[pipeline.Batch], float | None]:
-    """Held-out batches, and bytes per token (None: the data are no text)."""
-    return pipeline.heldout_batches(
-      self._config,
-      self.tokenizer,
-      self._config.train.eval_batches,
-      corpus=self.corpus,
-    )
-
-  def yardsticks(self, heldout: list[pipeline.Batch]) -> dict[str, float]:
-    """Bits per byte of an order-2 count model and of xz on the same bytes."""
-    if self.corpus is None:
-      return {}
-    rows = np.concatenate([batch['inputs'] for batch in heldout])
-    text = self.tokenizer.decode(rows.reshape(-1)).encode()
-    train = (content for _, content in self.corpus.documents('train'))
-    return {
-      'order-2 counts': yardsticks.order2_bits_per_byte(train, text),
-      'xz -9': yardsticks.xz_bits_per_byte(text),
-    }
+def _yardsticks(
+  config: ml_collections.ConfigDict, data: data_lib.Data
+) -> dict[str, float]:
+  """Bits per byte of an order-2 count model and of xz on the held-out bytes."""
+  if data_lib.is_synthetic(config):
+    return {}
+  rows = np.concatenate([batch['inputs'] for batch in data.eval_batches()])
+  text = data.tokenizer.decode(rows.reshape(-1)).encode()
+  train = (content for _, content in data_lib.documents(config, 'train'))
+  return {
+    'order-2 counts': yardsticks.order2_bits_per_byte(train, text),
+    'xz -9': yardsticks.xz_bits_per_byte(text),
+  }
 
 
 @contextlib.contextmanager
@@ -130,11 +102,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     OSError: if the workdir cannot be written.
   """
   folder = pathlib.Path(workdir).absolute()
-  data = Data(config, str(folder))
-  config = config_lib.resolve(config, data.tokenizer.vocab_size)
+  data = data_lib.open_data(config, str(folder))
+  config = config_lib.resolve(config, data.vocab_size)
   check_workdir(folder, config.to_dict())
-  heldout, bytes_per_token = data.heldout()
-  train = data.train()
+  heldout, bytes_per_token = data.eval_batches(), data.bytes_per_token
+  train = data.train_iterator()
   steps = config.train.steps
 
   graph, state = step_lib.init_state(config)
@@ -153,7 +125,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   writer = MetricsWriter(folder, resume_step=start if restored else None)
   progress = Progress(steps, tokens_per_step=tokens, start=start)
 
-  with checkpoints, writer, progress, _termination() as terminated:
+  with contextlib.ExitStack() as stack:
+    for resource in (contextlib.closing(train), checkpoints, writer, progress):
+      stack.enter_context(resource)
+    terminated = stack.enter_context(_termination())
     if start:
       progress.note(f'Going on from the checkpoint of step {start}.')
     pending: tuple[int, Any, Any] | None = None
@@ -204,23 +179,20 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         return
     checkpoints.wait()
 
-  _conclude(config, folder, data, heldout, graph, state.params, evaluate,
-            bytes_per_token)
+  result = _evaluate(evaluate, state.params, heldout, bytes_per_token)
+  _conclude(config, folder, data, graph, state.params, result)
 
 
-def _conclude(
-  config, folder, data, heldout, graph, params, evaluate, bytes_per_token
-) -> None:
+def _conclude(config, folder, data, graph, params, result) -> None:
   """Prints levels, sample and results, and draws the curves."""
-  marks = data.yardsticks(heldout)
+  marks = _yardsticks(config, data)
   curves = draw_curves(folder, marks)
-  result = _evaluate(evaluate, params, heldout, bytes_per_token)
   print('\nLevels, fastest first:')
   print(levels.table(config))
-  if data.corpus is not None:
+  if not data_lib.is_synthetic(config):
     sample = config.sample
     prompt = data.tokenizer.encode(sample.prompt)
-    new = generate.generate(
+    new = sampling.generate(
       graph,
       params,
       prompt[None],
@@ -232,7 +204,7 @@ def _conclude(
     text = data.tokenizer.decode(itertools.chain(prompt, new[0]))
     print(f'\nA sample, prompted with {sample.prompt!r}:\n{text}')
   print(f'\nHeld-out results after {config.train.steps} steps:')
-  if bytes_per_token is None:
+  if 'bits_per_byte' not in result:
     print(f'  accuracy {result["accuracy"]:.4f}  loss {result["loss"]:.4f}')
   else:
     rows = {'this model': result['bits_per_byte'], **marks}
@@ -249,4 +221,3 @@ def _conclude(
     'tensorboard/, checkpoints/.\nMore text: python -m hope.generate '
     f'--workdir={folder} --prompt="..."'
   )
-

@@ -204,7 +204,7 @@ def train_step(
 
 
 def eval_step(graph: nnx.GraphDef) -> Callable[..., dict[str, jax.Array]]:
-  """Returns the compiled evaluation: (params, batch) -> sums and their weight."""
+  """Returns the compiled evaluation: (params, batch) -> sums and weight."""
 
   def step(params, batch):
     _, sums = loss_and_metrics(graph, params, batch)

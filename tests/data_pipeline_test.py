@@ -1,0 +1,306 @@
+"""Tests of packing, batching, sharding and exact resumption."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hope.config import base_config
+from hope.data import documents, eval_batches, open_data, train_iterator
+from hope.data.tokenization import ByteTokenizer
+
+SEPARATOR = ByteTokenizer.document_separator
+
+
+def make_config(folder, count, size=100, **data):
+  """Writes `count` documents of up to `size` bytes, each of its own text."""
+  folder.mkdir(exist_ok=True)
+  rng = np.random.default_rng(1)
+  for i in range(count):
+    words = f'<{i}> ' * size
+    (folder / f'{i}.txt').write_text(words[: rng.integers(1, size)])
+  config = base_config()
+  config.data.source = f'text:{folder}/*.txt'
+  config.data.heldout_fraction = 0.3
+  config.data.update({'seq_len': 7, 'batch_size': 4} | data)
+  return config
+
+
+def take(iterator, count):
+  return [next(iterator) for _ in range(count)]
+
+
+def assert_same(batches, others):
+  assert len(batches) == len(others)
+  for batch, other in zip(batches, others, strict=True):
+    assert batch.keys() == other.keys()
+    for key in batch:
+      np.testing.assert_array_equal(batch[key], other[key])
+
+
+def sequences(batches):
+  """Returns the packed sequences, [n, t + 1]."""
+  return np.concatenate(
+    [np.c_[b['inputs'], b['targets'][:, -1:]] for b in batches]
+  )
+
+
+def unpack(stream):
+  """Returns the whole documents of a stream of tokens, in order."""
+  tokens = stream.tolist()
+  parts, start = [], 0
+  for place, token in enumerate(tokens):
+    if token == SEPARATOR:
+      parts.append(bytes(tokens[start:place]))
+      start = place + 1
+  return parts
+
+
+def num_streams(config, process_count=1):
+  train = len(list(documents(config, 'train')))
+  return max(1, min(64, train // process_count))
+
+
+def test_batch_contract(tmp_path):
+  config = make_config(tmp_path, 30)
+  for batch in (
+    next(train_iterator(config, ByteTokenizer())),
+    eval_batches(config, ByteTokenizer(), 1)[0],
+  ):
+    assert batch['inputs'].shape == (4, 7)
+    assert batch['inputs'].dtype == batch['targets'].dtype == np.int32
+    assert batch['weights'].dtype == np.float32 and batch['weights'].all()
+    np.testing.assert_array_equal(
+      batch['inputs'][:, 1:], batch['targets'][:, :-1]
+    )
+
+
+@pytest.mark.parametrize('count', [2, 30, 150])
+def test_packing_is_undone_by_unpacking(tmp_path, count):
+  config = make_config(tmp_path, count, heldout_fraction=0.4)
+  train = {text for _, text in documents(config, 'train')}
+  heldout = {text for _, text in documents(config, 'heldout')}
+  streams = num_streams(config)
+  batches = take(train_iterator(config, ByteTokenizer()), 30 * streams)
+  packed = sequences(batches)
+  seen = set()
+  for i in range(streams):
+    parts = unpack(packed[i::streams].reshape(-1))
+    assert parts
+    assert set(parts) <= train
+    seen |= set(parts)
+  assert seen == train
+  assert not seen & heldout
+
+
+def test_epochs_hold_each_document_once_and_differ(tmp_path):
+  # Documents of one length, a sequence each, so that epochs are visible.
+  config = make_config(tmp_path, 0, batch_size=1)
+  for i in range(40):
+    (tmp_path / f'{i}.txt').write_text(f'{i:07d}')
+  train = [text for _, text in documents(config, 'train')]
+  packed = sequences(take(train_iterator(config, ByteTokenizer()), 3 * 40))
+  order = [bytes(row[:-1].tolist()) for row in packed]
+  epochs = [order[i * len(train) : (i + 1) * len(train)] for i in range(3)]
+  assert all(sorted(epoch) == sorted(train) for epoch in epochs)
+  assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize('process_count', [2, 4])
+def test_processes_share_an_epoch(tmp_path, process_count):
+  config = make_config(tmp_path, 0)
+  for i in range(80):
+    (tmp_path / f'{i}.txt').write_text(f'{i:07d}')
+  train = sorted(text for _, text in documents(config, 'train'))
+  # An epoch in whole: drop documents until the processes' shares are equal.
+  while len(train) % process_count:
+    (tmp_path / f'{int(train.pop())}.txt').unlink()
+  shares = []
+  for index in range(process_count):
+    iterator = train_iterator(
+      config,
+      ByteTokenizer(),
+      process_index=index,
+      process_count=process_count,
+    )
+    batches = take(iterator, len(train))
+    assert batches[0]['inputs'].shape == (4 // process_count, 7)
+    share = sequences(batches)[: len(train) // process_count, :-1]
+    shares.append([bytes(row.tolist()) for row in share])
+  assert sorted(sum(shares, [])) == train
+
+
+def test_rows_of_a_batch_are_of_different_documents(tmp_path):
+  config = make_config(tmp_path, 30, size=1000)
+  batch = next(train_iterator(config, ByteTokenizer()))
+  starts = {bytes(row.tolist()[:4]) for row in batch['inputs']}
+  assert len(starts) == 4
+
+
+def test_order_follows_the_seed(tmp_path):
+  config = make_config(tmp_path, 30)
+  first = take(train_iterator(config, ByteTokenizer()), 20)
+  assert_same(first, take(train_iterator(config, ByteTokenizer()), 20))
+  config.seed = 1
+  other = take(train_iterator(config, ByteTokenizer()), 20)
+  assert not np.array_equal(sequences(first), sequences(other))
+
+
+@pytest.mark.parametrize('source', ['text', 'synthetic:mqar'])
+@pytest.mark.parametrize('place', [0, 1, 3, 7, 60])
+def test_exact_resumption(tmp_path, source, place):
+  config = make_config(tmp_path, 11, batch_size=3)
+  if source != 'text':
+    config.data.update({'source': source, 'seq_len': 64})
+  # Lengths that end a document exactly at, before and behind a cut.
+  for i, size in enumerate((6, 7, 8, 15, 16)):
+    (tmp_path / f'{i}.txt').write_text('x' * size)
+  data = open_data(config)
+  iterator = data.train_iterator()
+  take(iterator, place)
+  saved = iterator.get_state()
+  text = json.dumps(saved)
+  expected = take(iterator, 40)
+  # What was saved does not move with the iterator.
+  assert json.dumps(saved) == text
+  fresh = data.train_iterator()
+  fresh.set_state(json.loads(text))
+  assert json.dumps(fresh.get_state()) == text
+  assert_same(take(fresh, 40), expected)
+  # Back and forth on the same iterator, and on from there.
+  iterator.set_state(json.loads(text))
+  assert_same(take(iterator, 40), expected)
+  assert json.dumps(iterator.get_state()) == json.dumps(fresh.get_state())
+
+
+def test_resumption_through_many_saves(tmp_path):
+  config = make_config(tmp_path, 11, batch_size=2)
+  expected = take(train_iterator(config, ByteTokenizer()), 20)
+  state, got = None, []
+  while len(got) < 20:
+    iterator = train_iterator(config, ByteTokenizer())
+    if state:
+      iterator.set_state(json.loads(state))
+    got += take(iterator, 1)
+    state = json.dumps(iterator.get_state())
+  assert_same(got, expected)
+
+
+def test_resumption_with_workers(tmp_path):
+  config = make_config(tmp_path, 30, workers=1)
+  iterator = train_iterator(config, ByteTokenizer())
+  take(iterator, 5)
+  state = json.dumps(iterator.get_state())
+  expected = take(iterator, 10)
+  iterator.set_state(json.loads(state))
+  assert_same(take(iterator, 10), expected)
+  iterator.close()
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'seq_len': 8}, 'seq_len was 7 and is 8'),
+    ({'batch_size': 2}, 'batch_size was 4 and is 2'),
+    ({'seed': 5}, 'seed was 0 and is 5'),
+    ({'process': 2}, r'process was \[0, 1\] and is \[0, 2\]'),
+    ({'document': 'more'}, 'documents was .* Restore the setting, or start'),
+  ],
+)
+def test_state_of_another_setting(tmp_path, change, message):
+  config = make_config(tmp_path, 30)
+  state = train_iterator(config, ByteTokenizer()).get_state()
+  if 'document' in change:
+    (tmp_path / '0.txt').write_text('longer' * 100)
+  elif 'seed' in change:
+    config.seed = change['seed']
+  elif 'process' not in change:
+    config.data.update(change)
+  iterator = train_iterator(
+    config, ByteTokenizer(), process_count=change.get('process', 1)
+  )
+  with pytest.raises(ValueError, match=message):
+    iterator.set_state(json.loads(json.dumps(state)))
+
+
+def test_moving_the_prepared_data_keeps_the_state(tmp_path):
+  config = make_config(tmp_path, 30)
+  state = train_iterator(config, ByteTokenizer()).get_state()
+  config.data.tfds_dir = '/elsewhere'
+  train_iterator(config, ByteTokenizer()).set_state(state)
+
+
+def test_heldout_batches_are_fixed_and_spread(tmp_path):
+  config = make_config(tmp_path, 60, size=300)
+  heldout = [text for _, text in documents(config, 'heldout')]
+  batches = eval_batches(config, ByteTokenizer(), 10)
+  assert len(batches) == 10
+  config.seed = 3
+  assert_same(batches, eval_batches(config, ByteTokenizer(), 10))
+  joined = b'\x00'.join(heldout)
+  tagged = set()
+  for row in sequences(batches):
+    row = bytes(0 if t == SEPARATOR else t for t in row.tolist())
+    assert row in joined + b'\x00'
+    tagged |= {text for text in heldout if row.split(b'\x00')[0] in text}
+  assert len(tagged) > len(heldout) / 2
+
+
+def test_heldout_rows_are_dealt_to_processes(tmp_path):
+  config = make_config(tmp_path, 60)
+  whole = eval_batches(config, ByteTokenizer(), 3)
+  halves = [
+    eval_batches(config, ByteTokenizer(), 3, process_index=i, process_count=2)
+    for i in range(2)
+  ]
+  joined = [
+    {k: np.concatenate([a[k], b[k]]) for k in a}
+    for a, b in zip(*halves, strict=True)
+  ]
+  assert_same(joined, whole)
+
+
+def test_heldout_batches_as_many_as_there_are(tmp_path):
+  config = make_config(tmp_path, 30)
+  size = sum(len(text) + 1 for _, text in documents(config, 'heldout'))
+  batches = eval_batches(config, ByteTokenizer(), 10**4)
+  assert len(batches) == size // 8 // 4
+  config.data.seq_len = 10**4
+  with pytest.raises(ValueError, match='hold 0 sequences .* lower either'):
+    eval_batches(config, ByteTokenizer(), 1)
+
+
+@pytest.mark.parametrize('tokenizer', ['byte', 'bpe-train:270'])
+def test_bytes_per_token(tmp_path, tokenizer):
+  config = make_config(tmp_path, 60, size=300, tokenizer=tokenizer)
+  config.train.eval_batches = 10**4
+  data = open_data(config)
+  heldout = [text for _, text in documents(config, 'heldout')]
+  tokens = sum(len(data.tokenizer.encode(text)) + 1 for text in heldout)
+  assert data.bytes_per_token == sum(map(len, heldout)) / tokens
+  assert data.eval_batches() is data.eval_batches()
+
+
+def test_open_data_of_the_default_configuration():
+  data = open_data(base_config())
+  assert data.vocab_size == 257
+  batch = next(data.train_iterator())
+  assert batch['inputs'].shape == (8, 256)
+  assert len(data.eval_batches()) == 16
+  assert 0.99 < data.bytes_per_token < 1
+
+
+@pytest.mark.parametrize(
+  ('change', 'process_count', 'message'),
+  [
+    ({}, 3, 'batch_size=4 does not divide over 3 processes; try 3 or 6'),
+    ({}, 8, 'does not divide over 8 processes; try 8'),
+    ({'seq_len': 0}, 1, 'data.seq_len=0: give at least 1'),
+    ({'batch_size': 0}, 1, 'data.batch_size=0: give at least 1'),
+    ({'workers': -1}, 1, 'data.workers=-1: give 0 or more'),
+  ],
+)
+def test_errors(tmp_path, change, process_count, message):
+  config = make_config(tmp_path, 30, **change)
+  with pytest.raises(ValueError, match=message):
+    train_iterator(config, ByteTokenizer(), process_count=process_count)

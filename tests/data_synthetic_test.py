@@ -1,0 +1,155 @@
+"""Tests of the generated tasks."""
+
+import numpy as np
+import pytest
+
+from hope.config import base_config
+from hope.data import open_data, synthetic
+
+
+def make_config(task, **options):
+  config = base_config()
+  config.data.source = f'synthetic:{task}'
+  config.data.task.update(options)
+  return config
+
+
+def test_mqar_equals_the_published_generator():
+  """Compares with what zoology's `multiquery_ar` makes of seed 0.
+
+  Its draws (V = 64, T = 16, two pairs, three examples, a = 0.01, no random
+  fillers) are repeated here with NumPy's old generator, its outputs copied.
+  """
+  inputs = [
+    [3, 42, 30, 38, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 30, 0],
+    [14, 45, 7, 44, 0, 0, 14, 0, 7, 0, 0, 0, 0, 0, 0, 0],
+    [22, 47, 27, 52, 27, 0, 22, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+  ]
+  answers = [{4: 42, 14: 38}, {6: 45, 8: 44}, {4: 52, 6: 47}]
+  rng = np.random.RandomState(0)
+  keys = [rng.choice(np.arange(1, 32), 2, replace=False) for _ in range(3)]
+  values = [rng.choice(np.arange(32, 64), 2, replace=False) for _ in range(3)]
+  p = 0.01 * np.arange(1, 7) ** (0.01 - 1)
+  gaps = [
+    rng.choice(np.arange(6), 2, replace=False, p=p / p.sum()) for _ in range(3)
+  ]
+  for i in range(3):
+    got, targets, weights = synthetic.mqar_sequence(
+      keys[i], values[i], gaps[i], 16
+    )
+    assert got.tolist() == inputs[i]
+    queries = np.flatnonzero(weights)
+    assert dict(zip(queries, targets[queries], strict=True)) == answers[i]
+    assert set(weights.tolist()) == {0.0, 1.0}
+
+
+def test_mqar_structure():
+  config = make_config('mqar', vocab_size=100, num_pairs=6)
+  config.data.seq_len = 40
+  source = synthetic.SyntheticSource(config, 'train')
+  gaps = []
+  for i in range(200):
+    example = source[i]
+    inputs, targets = example['inputs'], example['targets']
+    pairs = dict(zip(inputs[0:12:2], inputs[1:12:2], strict=True))
+    assert len(pairs) == 6 and len(set(pairs.values())) == 6
+    assert all(1 <= k < 50 <= v < 100 for k, v in pairs.items())
+    queries = np.flatnonzero(example['weights'])
+    assert sorted(inputs[queries]) == sorted(pairs)
+    assert [pairs[k] for k in inputs[queries]] == targets[queries].tolist()
+    assert np.all(queries >= 12) and np.all(queries % 2 == 0)
+    rest = np.setdiff1d(np.arange(12, 40), queries)
+    assert not inputs[rest].any()
+    gaps += ((queries - 12) // 2).tolist()
+  # The power law: near places are asked more often than far ones.
+  counts = np.bincount(gaps, minlength=14)
+  assert counts[0] > 2 * counts[7:].max()
+
+
+def test_copy_structure():
+  config = make_config('copy', vocab_size=16, num_pairs=5)
+  config.data.seq_len = 30
+  source = synthetic.SyntheticSource(config, 'train')
+  for i in range(50):
+    example = source[i]
+    inputs, targets = example['inputs'], example['targets']
+    assert inputs[24] == 15 and np.all(inputs[25:] == 14)
+    body = inputs[:24]
+    assert body[body != 14].tolist() == targets[25:].tolist()
+    assert example['weights'].tolist() == [0] * 25 + [1] * 5
+
+
+@pytest.mark.parametrize('num', [1, 3])
+def test_symbols_structure(num):
+  source = synthetic.SyntheticSource(
+    make_config('symbols', num_pairs=num), 'train'
+  )
+  example = source[5]
+  assert len(set(example['inputs'])) == num
+  assert example['inputs'][1:].tolist() == example['targets'][:-1].tolist()
+  assert example['weights'].all()
+
+
+@pytest.mark.parametrize('task', list(synthetic.TASKS))
+def test_streams(task):
+  config = make_config(task)
+
+  def inputs(split, seed):
+    config.seed = seed
+    source = synthetic.SyntheticSource(config, split)
+    return np.stack([source[i]['inputs'] for i in range(20)])
+
+  train = inputs('train', 0)
+  np.testing.assert_array_equal(train, inputs('train', 0))
+  heldout = inputs('heldout', 0)
+  rows = {row.tobytes() for row in [*train, *heldout, *inputs('train', 1)]}
+  assert len(rows) == 60
+  np.testing.assert_array_equal(heldout, inputs('heldout', 1))
+
+
+@pytest.mark.parametrize('task', list(synthetic.TASKS))
+def test_batches(task):
+  config = make_config(task)
+  data = open_data(config)
+  assert data.vocab_size == 256
+  assert data.bytes_per_token is None
+  batches = data.eval_batches()
+  assert len(batches) == config.train.eval_batches
+  for batch in (next(data.train_iterator()), batches[0]):
+    for key, dtype in (
+      ('inputs', np.int32),
+      ('targets', np.int32),
+      ('weights', np.float32),
+    ):
+      assert batch[key].shape == (8, 256)
+      assert batch[key].dtype == dtype
+
+
+@pytest.mark.parametrize(
+  ('task', 'options', 'message'),
+  [
+    ('mqr', {}, r'unknown task; did you mean mqar\? Allowed: mqar, copy'),
+    ('mqar', {'num_pairs': 0}, 'num_pairs=0: give at least 1'),
+    ('mqar', {'num_pairs': 65}, 'seq_len=256 is too small.* at least 260'),
+    ('mqar', {'vocab_size': 17}, 'vocab_size=17 is too small.* at least 18'),
+    ('copy', {'num_pairs': 128}, 'seq_len=256 is too small.* at least 257'),
+    ('copy', {'vocab_size': 2}, 'vocab_size=2 is too small.* at least 3'),
+    ('symbols', {'num_pairs': 300}, 'vocab_size=256 is too small'),
+  ],
+)
+def test_errors(task, options, message):
+  with pytest.raises(ValueError, match=message):
+    open_data(make_config(task, **options)).train_iterator()
+
+
+@pytest.mark.parametrize(
+  ('task', 'options'),
+  [
+    ('mqar', {'num_pairs': 64, 'vocab_size': 130}),
+    ('copy', {'num_pairs': 127, 'vocab_size': 3}),
+    ('symbols', {'num_pairs': 256}),
+  ],
+)
+def test_borders(task, options):
+  batch = next(open_data(make_config(task, **options)).train_iterator())
+  assert batch['weights'].sum() > 0

@@ -1,0 +1,131 @@
+"""The table of levels against the model that it describes."""
+
+from flax import nnx
+import jax
+import pytest
+
+from hope import config as config_lib
+from hope import levels as levels_lib
+from hope.model import Hope
+
+
+def make(**fields):
+  config = config_lib.base_config()
+  with config.unlocked():
+    config.update_from_flattened_dict(fields)
+  return config_lib.resolve(config, 257)
+
+
+CASES = {
+  'default': {},
+  'periods': {'model.cms.periods': (1, 4, 16)},
+  'in_context': {
+    'model.cms.mode': 'in_context',
+    'model.cms.periods': (16, 64),
+  },
+  'independent': {'model.cms.variant': 'independent'},
+  'independent_in_context': {
+    'model.cms.mode': 'in_context',
+    'model.cms.variant': 'independent',
+  },
+  'attention': {'model.mixer': 'attention'},
+  'linear': {'model.titans.hidden_multiple': 0},
+  'q_memory': {'model.titans.q_memory': True},
+  'static': {'model.titans.self_modifying': False},
+  'no_mix': {'model.titans.mix': 'none', 'model.titans.momentum': False},
+}
+
+
+def by_name(config):
+  rows = levels_lib.levels(config)
+  return {(row.component, row.frequency): row for row in rows}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_parameters_add_up_to_the_model(case):
+  config = make(**CASES[case])
+  model = nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(0)))
+  leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+  rows = levels_lib.levels(config)
+  assert sum(row.parameters for row in rows) == sum(x.size for x in leaves)
+  assert len({row.component for row in rows}) == len(rows)
+
+
+def test_counts_by_hand():
+  counts = levels_lib.count_parameters(make())
+  layers, d, heads = 4, 128, 2
+  each = d // heads
+  assert counts['embedding (and output)'] == 257 * d
+  assert counts['projections'] == layers * (3 + 1) * d * d
+  assert counts['initial state of memory'] == layers * heads * 2 * each * each
+  assert counts['convolution'] == layers * 4 * 3 * d
+  assert counts['CMS level 3'] == layers * (2 * d * d + d)
+
+
+def test_fastest_first():
+  rows = levels_lib.levels(make(**CASES['periods']))
+  frequencies = list(dict.fromkeys(row.frequency for row in rows))
+  assert frequencies == [
+    '1 update per token',
+    '1/64 updates per token',
+    '1 per step',
+    '1/4 per step',
+    '1/16 per step',
+  ]
+
+
+def test_every_memory_has_a_fast_and_a_slow_level():
+  config = make(**{'model.titans.q_memory': True})
+  rows = by_name(config)
+  for name in ('k', 'v', 'q', 'eta', 'alpha'):
+    assert rows[name, '1/64 updates per token'].parameters == 0
+    assert rows[f'initial state of {name}', '1 per step'].parameters > 0
+  assert ('memory', '1 update per token') in rows
+
+
+def test_memory_read_at_its_chunk_is_as_slow_as_its_chunk():
+  config = make(
+    **{
+      'model.titans.read': 'chunk',
+      'model.titans.chunk_size': 32,
+    }
+  )
+  assert ('memory', '1/32 updates per token') in by_name(config)
+
+
+def test_without_learning_there_are_no_fast_levels():
+  rows = levels_lib.levels(make(**{'model.titans.eta_max': 0.0}))
+  assert {row.frequency for row in rows} == {'1 per step'}
+  rows = by_name(make(**CASES['static']))
+  assert ('k', '1/64 updates per token') not in rows
+  assert 'no learning' in rows['initial state of k', '1 per step'].passes_on
+
+
+def test_cms_levels_have_their_own_periods():
+  rows = by_name(make(**CASES['periods']))
+  assert rows['CMS level 1', '1/4 per step'].parameters > 0
+  assert ('AdamW first moment (1/4 per step)', '1/4 per step') in rows
+  assert ('gradient accumulator (1/4 per step)', '1 per step') in rows
+  rows = by_name(make(**CASES['in_context']))
+  assert rows['CMS level 1', '1/64 updates per token'].parameters == 0
+  assert rows['initial state of CMS level 1', '1 per step'].parameters > 0
+
+
+def test_unknown_parameter_is_named():
+  with pytest.raises(
+    ValueError, match=r'blocks/mixer/new/kernel .* add a rule'
+  ):
+    levels_lib.component('blocks/mixer/new/kernel', 'outer')
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_table_fits_and_is_whole(case):
+  config = make(**CASES[case])
+  text = levels_lib.table(config)
+  assert '\x1b' not in text and '…' not in text
+  assert max(map(len, text.splitlines())) <= 100
+  rows = levels_lib.levels(config)
+  for row in rows:
+    for word in ' '.join((row.component, row.context, row.passes_on)).split():
+      assert word in text
+  assert f'{sum(row.parameters for row in rows):,}' in text

@@ -1,0 +1,221 @@
+"""Hope and Hope-Attention as a whole, and the checks of a configuration."""
+
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from hope import config as config_lib
+from hope.layers.titans import TitansOptions
+from hope.model import PRESETS, Hope
+
+# Nearly all of the time is compilation.
+jit = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
+NAMED = [name for name in PRESETS if name != 'tiny']
+
+
+def resolved(vocab_size=16, **fields):
+  config = config_lib.base_config()
+  config.update_from_flattened_dict(
+    {
+      'model.num_layers': 2,
+      'model.width': 16,
+      'model.num_heads': 2,
+      'model.titans.chunk_size': 4,
+      'model.titans.projection_chunk_size': 4,
+      'model.cms.periods': (1, 4),
+      **fields,
+    }
+  )
+  return config_lib.resolve(config, vocab_size)
+
+
+def make(**fields):
+  return Hope(resolved(**fields), rngs=nnx.Rngs(0))
+
+
+def tokens(batch=2, length=8):
+  return jax.random.randint(jax.random.key(1), (batch, length), 0, 16)
+
+
+# --------------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize('mixer', ['titans', 'attention'])
+@pytest.mark.parametrize('name', NAMED)
+def test_a_preset_has_the_parameters_of_its_name(name, mixer):
+  config = config_lib.base_config()
+  config.model.preset, config.model.mixer = name, mixer
+  config = config_lib.resolve(config, 32000)
+  model = nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(0)))
+  leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+  count = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+  wanted = float(name[:-1]) * {'m': 1e6, 'b': 1e9}[name[-1]]
+  assert abs(count / wanted - 1) <= 0.03, f'{count:,}'
+
+
+def test_presets_give_the_sizes_left_at_none():
+  config = config_lib.base_config()
+  config.model.preset = '760m'
+  config.model.num_layers = 3
+  model = config_lib.resolve(config, 300).model
+  assert (model.num_layers, model.width, model.num_heads) == (3, 1536, 16)
+  assert model.vocab_size == 300
+  assert model.attention.max_context == config.data.seq_len
+  assert model.cms.hidden_multiple == 1
+  config.model.mixer = 'attention'
+  assert config_lib.resolve(config, 300).model.cms.hidden_multiple == 17 / 16
+  # The caller's configuration is left as it was.
+  assert config.model.width is None and config.model.vocab_size is None
+
+
+def test_options_of_the_layer_are_those_of_the_configuration():
+  given = config_lib.base_config().model.titans.to_dict()
+  assert given == dataclasses.asdict(TitansOptions())
+
+
+# ----------------------------------------------------------------------- types
+
+
+@pytest.mark.parametrize('mixer', ['titans', 'attention'])
+def test_bfloat16_keeps_states_and_parameters_in_float32(mixer):
+  fields = {'model.mixer': mixer, 'model.cms.mode': 'in_context'}
+  model = make(**fields, **{'model.dtype': 'bfloat16'})
+  graph, params = nnx.split(model)
+
+  @functools.partial(jit, static_argnums=0)
+  def run(graph, params, state):
+    return nnx.merge(graph, params)(tokens(), state)
+
+  initial = model.init_state(2)
+  logits, state = run(graph, params, initial)
+  assert logits.dtype == jnp.float32 and np.isfinite(logits).all()
+  for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)):
+    assert leaf.dtype == jnp.float32
+  shapes = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+  assert shapes(initial) == shapes(state)
+  for leaf in jax.tree.leaves(state):
+    assert leaf.dtype in (jnp.float32, jnp.int32)
+  # It computes the same thing, to the precision of its operands.
+  graph, params = nnx.split(make(**fields))
+  expected, _ = run(graph, params, initial)
+  assert 0 < np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
+
+
+# ----------------------------------------------------------------------- remat
+
+
+def test_remat_changes_nothing():
+  results = []
+  for remat in (True, False):
+    graph, params = nnx.split(make(**{'model.remat': remat}))
+
+    def loss(params, graph=graph):
+      logits, state = nnx.merge(graph, params)(tokens())
+      return jnp.mean(jnp.square(logits)), (logits, state)
+
+    step = jit(jax.value_and_grad(loss, has_aux=True))
+    (_, output), gradients = step(params)
+    results.append(jax.tree.leaves((output, gradients)))
+  assert len(results[0]) == len(results[1])
+  for a, b in zip(*results, strict=True):
+    scale = np.abs(b).max() or 1.0
+    assert np.abs(a - b).max() <= 1e-5 * scale
+
+
+# -------------------------------------------------------------- linear memories
+
+
+def test_linear_memories():
+  model = make(
+    **{
+      'model.titans.hidden_multiple': 0,
+      'model.titans.q_memory': True,
+    }
+  )
+  mixer = model.blocks.mixer
+  assert not hasattr(mixer.memory, 'up')
+  assert mixer.memory.down.shape == (2, 2, 8, 8)
+  assert mixer.eta.down.shape == (2, 2, 8, 1)
+  graph, params = nnx.split(model)
+
+  def loss(params):
+    logits, state = nnx.merge(graph, params)(tokens(length=12))
+    return jnp.mean(jnp.square(logits[:, 4:])), state
+
+  gradients, state = jit(jax.grad(loss, has_aux=True))(params)
+  assert state[0].memory.now.up is None
+  for name in ('k', 'v', 'q', 'eta', 'alpha', 'memory'):
+    gradient = np.asarray(gradients.blocks.mixer[name].down[...])
+    assert np.isfinite(gradient).all()
+    assert (np.abs(gradient).max(axis=(1, 2, 3)) > 0).all(), name
+
+
+# ---------------------------------------------------------------------- errors
+
+ERRORS = [
+  ({'model.preset': 'huge'}, r"model\.preset='huge' is unknown; .*tiny"),
+  ({'model.vocab_size': 8}, r'model\.vocab_size=8 is below the 16 tokens'),
+  ({'model.num_heads': 3}, r'num_heads=3 does not divide model\.width=16; try'),
+  (
+    {'model.titans.chunk_size': 6},
+    r'chunk_size=6 and titans\.projection_chunk_size=4: one must divide',
+  ),
+  (
+    {'model.titans.hidden_multiple': -1},
+    r'hidden_multiple=-1 must be 0 \(linear\) or more',
+  ),
+  ({'model.titans.eta_max': -0.5}, r'eta_max=-0\.5 must not be negative'),
+  ({'model.cms.periods': ()}, r'cms\.periods=\(\) needs one period'),
+  ({'model.cms.periods': (4, 0)}, r'cms\.periods=\(4, 0\) needs one period'),
+  (
+    {'data.batch_size': 8, 'train.accumulate': 3},
+    r'train\.accumulate=3 does not divide data\.batch_size=8',
+  ),
+  (
+    {'optimizer.warmup_steps': 300},
+    r'warmup_steps=300 must lie between 0 and train\.steps=200',
+  ),
+  ({'optimizer.warmup_steps': -1}, r'warmup_steps=-1 must lie between'),
+  ({'optimizer.learning_rate': 0.0}, r'learning_rate=0\.0 must be positive'),
+]
+
+
+@pytest.mark.parametrize('fields, message', ERRORS)
+def test_resolve_refuses(fields, message):
+  with pytest.raises(ValueError, match=message):
+    resolved(**fields)
+
+
+@pytest.mark.parametrize('path', config_lib._CHOICES)
+def test_resolve_refuses_an_unknown_choice(path):
+  allowed = ', '.join(config_lib._CHOICES[path])
+  with pytest.raises(ValueError, match="='nothing' is unknown") as error:
+    resolved(**{path: 'nothing'})
+  assert path in str(error.value) and allowed in str(error.value)
+
+
+@pytest.mark.parametrize('path', config_lib._POSITIVE)
+def test_resolve_refuses_less_than_one(path):
+  with pytest.raises(ValueError, match='=0 must be at least 1') as error:
+    resolved(0 if path == 'model.vocab_size' else 16, **{path: 0})
+  assert str(error.value).startswith(path)
+
+
+def test_parse_arg():
+  values = config_lib.parse_arg('a=2,c=true', a=1, b=0.5, c=False, d='x')
+  assert isinstance(values, ml_collections.ConfigDict)
+  assert values.to_dict() == {'a': 2, 'b': 0.5, 'c': True, 'd': 'x'}
+  with pytest.raises(ValueError, match="'e' is not an argument.*a, b"):
+    config_lib.parse_arg('e=1', a=1, b=2)
+  with pytest.raises(ValueError, match='a must be of type int'):
+    config_lib.parse_arg('a=x', a=1)
+  with pytest.raises(ValueError, match='c must be of type bool'):
+    config_lib.parse_arg('c=1', c=True)

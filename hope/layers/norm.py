@@ -13,7 +13,7 @@ def l2_normalize(x: jax.Array) -> jax.Array:
 
 
 class RMSNorm(nnx.Module):
-  """x / rms(x) * scale over the last axis, computed in float32."""
+  """x / rms(x) * scale over the last axis, in float32 or better."""
 
   def __init__(self, width: int):
     self.scale = nnx.Param(jnp.ones(width))

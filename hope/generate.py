@@ -10,7 +10,7 @@ import json
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 import ml_collections
 import numpy as np
 
@@ -63,6 +63,7 @@ def main(argv):
   """Prints the prompt and what follows it."""
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  logging.set_verbosity(logging.WARNING)
   try:
     _, tokenizer, graph, params = load(_WORKDIR.value)
     prompt = tokenizer.encode(_PROMPT.value)

@@ -31,8 +31,10 @@ def main(argv):
   from hope import config as config_lib  # after the flags, as jax is slow
   from hope import data as data_lib
   from hope import levels
+  from hope.parallel import devices
   from hope.training import loop
 
+  devices.use_all_cores()
   try:
     if _DESCRIBE.value:
       data = data_lib.open_data(_CONFIG.value, _WORKDIR.value)

@@ -9,7 +9,6 @@ result as JSON.
 
 from collections.abc import Callable, Sequence
 import json
-import os
 import pathlib
 import resource
 import statistics
@@ -29,6 +28,7 @@ import rich.console
 import rich.table
 
 from hope.config import resolve
+from hope.parallel import devices
 from hope.training import step as step_lib
 from hope.training.flops import flops_per_token
 
@@ -80,9 +80,7 @@ def _machine() -> dict[str, Any]:
     'platform': device.platform,
     'device': device.device_kind,
     'devices': jax.local_device_count(),
-    'cpus': len(os.sched_getaffinity(0))
-    if hasattr(os, 'sched_getaffinity')
-    else os.cpu_count(),
+    'cpus': devices.num_cores(),
     'jax': jax.__version__,
   }
 
@@ -127,9 +125,12 @@ def measure(
     'targets': jnp.asarray(tokens[:, 1:]),
     'weights': jnp.ones(shape, jnp.float32),
   }
+  mesh = devices.data_mesh(shape[0] // config.train.accumulate)
+  batch = devices.put_batch(batch, mesh)
   graph, state = step_lib.init_state(config)
+  state = devices.put_everywhere(state, mesh)
   begin = time.perf_counter()
-  step = jax.jit(step_lib.train_step(graph, config), donate_argnums=0)
+  step = step_lib.train_step(graph, config, mesh)
   compiled = step.lower(state, batch).compile()
   compile_seconds = time.perf_counter() - begin
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -289,6 +290,7 @@ def main(argv: Sequence[str]) -> None:
   values = flags.FLAGS
   # A compile time read from a cache would say nothing.
   jax.config.update('jax_enable_compilation_cache', False)
+  devices.use_all_cores()
   config = resolve(values.config, _VOCAB_SIZE)
   run = measure_decode if values.decode else measure
   result = run(config, values.steps)

@@ -94,7 +94,7 @@ class InContextLevel(nnx.Module):
   def init_state(self, batch: int) -> LevelState:
     """The deviations from the initial block: zero."""
     zeros = jax.tree.map(
-      lambda x: jnp.zeros((batch, *x.shape)), self._kernels()
+      lambda x: jnp.zeros((batch, *x.shape)), (self._kernels(),)
     )
     return LevelState(mlp.State(zeros, zeros, None), jnp.int32(0))
 
@@ -109,7 +109,7 @@ class InContextLevel(nnx.Module):
     z = self.norm(x)
     k, v = jnp.split(self.key_value(z).astype(jnp.float32), 2, axis=-1)
     gates = jax.nn.sigmoid(self.gates(z).astype(jnp.float32))
-    base = self._kernels()
+    base = (self._kernels(),)
 
     def body(start, now, trace, block, valid):
       z, k, v, gates = block
@@ -122,14 +122,13 @@ class InContextLevel(nnx.Module):
         now,
         trace,
         k,
-        v[..., None, :, :],
-        mlp.Rates(
-          mlp.Kernels(eta, eta), rule.decays(gates[..., 1], None, valid), True
-        ),
+        (v[..., None, :, :],),
+        mlp.Rates(eta, eta, rule.decays(gates[..., 1], None, valid), True),
         self.objective,
         residual=False,
       )
-      y = mlp.forward(mlp.add(base, start), z, residual=False)
+      (frozen,) = mlp.add(base, start)
+      y = mlp.forward(frozen, z, residual=False)
       return new, trace, y[..., 0, :, :]
 
     one_head = lambda a: a[:, :, None]

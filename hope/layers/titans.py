@@ -18,7 +18,7 @@ Choice: each layer of `memory` and of the other memories has a learned rate in
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -66,6 +66,15 @@ class TitansState(NamedTuple):
   projection_position: jax.Array | None
   memory: mlp.State
   memory_position: jax.Array | None
+
+
+def _spread(tree: Any, batch: int) -> Any:
+  """Parameters as every stream of a batch sees them, [batch, ...].
+
+  Spread before a scan, so that their gradient is summed over the batch, and
+  over the devices that hold it, once and not at every chunk.
+  """
+  return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape)), tree)
 
 
 class Memory(nnx.Module):
@@ -150,12 +159,15 @@ class SelfReferentialTitans(nnx.Module):
       return self.options.eta_max
     return 1.0 if self.options.objective == 'dot' else 1.0 / chunk
 
-  def _wide(self) -> mlp.Kernels:
-    names = ['k', 'v'] + (['q'] if self.options.q_memory else [])
-    return mlp.stack([getattr(self, name).kernels() for name in names])
+  def _generators(self) -> tuple[mlp.Kernels, mlp.Kernels]:
+    """The memories that generate: of k, v (and q), and of eta, alpha."""
+    wide = [self.k, self.v] + ([self.q] if self.options.q_memory else [])
+    gates = [self.eta, self.alpha]
+    return tuple(mlp.stack([x.kernels() for x in g]) for g in (wide, gates))
 
-  def _gates(self) -> mlp.Kernels:
-    return mlp.stack([self.eta.kernels(), self.alpha.kernels()])
+  def _anchor(self, kernels: tuple, batch: int) -> tuple | None:
+    """What retention and erase pull towards, for every stream of a batch."""
+    return None if self.options.anchor == 'zero' else _spread(kernels, batch)
 
   def _initial(self, kernels, batch: int) -> mlp.State:
     """The fast state that a sequence starts from."""
@@ -173,12 +185,12 @@ class SelfReferentialTitans(nnx.Module):
     """The state before the first token."""
     projections = ()
     if self.options.self_modifying:
-      projections = self._initial((self._wide(), self._gates()), batch)
+      projections = self._initial(self._generators(), batch)
     return TitansState(
       self.conv.init_state(batch),
       projections,
       jnp.int32(0),
-      self._initial(self.memory.kernels(), batch),
+      self._initial((self.memory.kernels(),), batch),
       jnp.int32(0),
     )
 
@@ -221,20 +233,21 @@ class SelfReferentialTitans(nnx.Module):
     y = self.output(y.astype(self.dtype))
     return y, TitansState(conv, projections, position, memory, memory_position)
 
-  def _generate(self, wide, gates, x):
+  def _generate(self, kernels, biases, x):
     """q, k, v, eta, alpha of some tokens: [.., c, d], and [.., c] for gates.
 
     eta is in (0, 1): the bound is applied where a memory learns.
     """
     x_q, x_k, x_v, _ = x
+    wide, gates = kernels
     k = mlp.forward(mlp.select(wide, 0), x_k)[..., 0, :, :]
     v = mlp.forward(mlp.select(wide, 1), x_v)[..., 0, :, :]
     q = x_q
     if self.options.q_memory:
       q = mlp.forward(mlp.select(wide, 2), x_q)[..., 0, :, :]
-    logits = mlp.forward(gates, x_k)[..., 0]
-    eta = jax.nn.sigmoid(logits[..., 0, :] + self.eta_bias[...][:, None])
-    alpha = jax.nn.sigmoid(logits[..., 1, :] + self.alpha_bias[...][:, None])
+    gates = mlp.forward(gates, x_k)
+    gates = jax.nn.sigmoid(gates[..., 0] + biases[..., None])
+    eta, alpha = gates[..., 0, :], gates[..., 1, :]
     if not self.options.retention:
       alpha = jnp.ones_like(alpha)
     return l2_normalize(q), l2_normalize(k), l2_normalize(v), eta, alpha
@@ -247,42 +260,33 @@ class SelfReferentialTitans(nnx.Module):
       eta = jnp.where(valid, eta, 0)
     rate = jax.nn.sigmoid(rate)[..., None]
     return mlp.Rates(
-      mlp.Kernels(eta * rate[0], eta * rate[1]),
+      eta * rate[:, 0],
+      eta * rate[:, 1],
       rule.decays(alpha, beta, valid),
       self.options.erase,
     )
 
   def _project(self, sources, state: TitansState):
     """Runs the memories that generate; returns (projected, state, position)."""
-    base = (self._wide(), self._gates())
+    kernels, batch = self._generators(), sources[0].shape[0]
+    biases = jnp.stack([self.eta_bias[...], self.alpha_bias[...]], axis=-1)
     if not self.options.self_modifying:
       block = jax.tree.map(lambda z: jnp.moveaxis(z, 2, 1), sources)
-      ys = self._generate(*base, block)
+      ys = self._generate(kernels, biases, block)
       return jax.tree.map(lambda z: jnp.moveaxis(z, 1, 2), ys), (), jnp.int32(0)
     chunk = self.options.projection_chunk_size
-    anchor = base if self.options.anchor == 'initial' else (None, None)
-    rate, eta_max = self.projection_rate[...], self.eta_max(chunk)
+    base, eta_max = self._anchor(kernels, batch), self.eta_max(chunk)
+    biases, rate = _spread((biases, self.projection_rate[...]), batch)
 
     def body(start, now, trace, x, valid):
-      frozen = [mlp.add(b, s) for b, s in zip(anchor, start, strict=True)]
-      q, k, v, eta, alpha = self._generate(frozen[0], frozen[1], x)
+      frozen = mlp.add(base, start)
+      q, k, v, eta, alpha = self._generate(frozen, biases, x)
       rates = self._rates(eta, alpha, x[3], rate, eta_max, valid)
-      new, traces = [], []
-      for j in range(2):
-        kernels, kernel_trace, _ = mlp.learn(
-          anchor[j],
-          start[j],
-          now[j],
-          None if trace is None else trace[j],
-          k,
-          mlp.forward(frozen[j], v),
-          rates,
-          self.options.objective,
-        )
-        new.append(kernels)
-        traces.append(kernel_trace)
-      traces = None if trace is None else tuple(traces)
-      return tuple(new), traces, (q, k, v, eta, alpha)
+      targets = tuple(mlp.forward(group, v) for group in frozen)
+      new, new_trace, _ = mlp.learn(
+        base, start, now, trace, k, targets, rates, self.options.objective
+      )
+      return new, new_trace, (q, k, v, eta, alpha)
 
     new, position, ys = stream.run(
       body, state.projections, state.projection_position, sources, chunk
@@ -292,18 +296,18 @@ class SelfReferentialTitans(nnx.Module):
   def _remember(self, projected, beta, state: TitansState):
     """Runs `memory`; returns (reads [b, t, n, d], state, position)."""
     options, chunk = self.options, self.options.chunk_size
-    base = self.memory.kernels()
-    anchor = base if options.anchor == 'initial' else None
-    rate, eta_max = self.memory_rate[...], self.eta_max(chunk)
+    batch, eta_max = projected[0].shape[0], self.eta_max(chunk)
+    base = self._anchor((self.memory.kernels(),), batch)
+    rate = _spread(self.memory_rate[...], batch)
 
     def body(start, now, trace, x, valid):
       (q, k, v, eta, alpha), beta = x
-      frozen = mlp.add(anchor, start)
-      targets = v[..., None, :, :]
+      frozen = mlp.add(base, start)
+      targets = (v[..., None, :, :],)
       if options.self_target:
-        targets = mlp.forward(frozen, v)
+        targets = (mlp.forward(frozen[0], v),)
       new, new_trace, reads = mlp.learn(
-        anchor,
+        base,
         start,
         now,
         trace,
@@ -314,8 +318,8 @@ class SelfReferentialTitans(nnx.Module):
         q if options.read == 'token' else None,
       )
       if options.read == 'chunk':
-        reads = mlp.forward(frozen, q)
-      return new, new_trace, reads[..., 0, :, :]
+        reads = (mlp.forward(frozen[0], q),)
+      return new, new_trace, reads[0][..., 0, :, :]
 
     new, position, y = stream.run(
       body, state.memory, state.memory_position, (projected, beta), chunk

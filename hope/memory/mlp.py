@@ -106,7 +106,7 @@ def stack(groups: list[Kernels]) -> Kernels:
   return Kernels(up, jnp.concatenate([g.down for g in groups], axis=-3))
 
 
-def add(base: Kernels | None, kernels: Kernels) -> Kernels:
+def add(base: Any, kernels: Any) -> Any:
   """The kernels in force: these, plus the base that they deviate from."""
   return kernels if base is None else jax.tree.map(jnp.add, base, kernels)
 
@@ -115,33 +115,63 @@ class Rates(NamedTuple):
   """Per-token factors of rule (A), shared by the memories of a head.
 
   Attributes:
-    eta: Kernels of [..., c], the learning rate of each layer, not normalised.
+    up: [..., c], eta of the first layers, not normalised.
+    down: [..., c], eta of the second layers, not normalised.
     decay: of the chunk's tokens.
     erase: whether the erase term is on.
   """
 
-  eta: Kernels
+  up: jax.Array
+  down: jax.Array
   decay: rule.Decays
   erase: bool
 
 
-def learn(
-  base: Kernels | None,
-  start: Kernels,
-  now: Kernels,
-  trace: Kernels | None,
+class _Errors(NamedTuple):
+  """What the layers of a group learn from; `up` is None if it is linear."""
+
+  up: Any
+  features: jax.Array
+  down: jax.Array
+
+
+def _errors(
+  frozen: Kernels,
   k: jax.Array,
   targets: jax.Array,
+  objective: str,
+  residual: bool,
+) -> _Errors:
+  """The inputs and the errors of both layers, by the chain rule.
+
+  For `down`, u = act(k @ up) and g from the objective; for `up`, u = k and
+  g = (g_down @ down.T) * act'(k @ up).
+  """
+  pre, u = _features(frozen, k)
+  prediction = _residual(frozen, k, u @ frozen.down, residual)
+  g = objectives.error(objective, prediction, targets)
+  if frozen.up is None:
+    return _Errors(None, u, g)
+  back = _join(g @ jnp.swapaxes(frozen.down, -1, -2))
+  _, activation_vjp = jax.vjp(act, pre)
+  return _Errors(activation_vjp(back)[0], u, g)
+
+
+def learn(
+  base: tuple[Kernels, ...] | None,
+  start: tuple[Kernels, ...],
+  now: tuple[Kernels, ...],
+  trace: tuple[Kernels, ...] | None,
+  k: jax.Array,
+  targets: tuple[jax.Array, ...],
   rates: Rates,
   objective: str,
   queries: Any = None,
   residual: bool = True,
-) -> tuple[Kernels, Kernels | None, Any]:
-  """Learns c tokens by rule (A), with all gradients taken at `start`.
+) -> tuple[tuple[Kernels, ...], tuple[Kernels, ...] | None, Any]:
+  """Groups that share their key learn c tokens by rule (A).
 
-  The errors follow by the chain rule (Eq. 90: frozen within a chunk): for
-  `down`, u = act(k @ up) and g from the objective; for `up`, u = k and
-  g = (g_down @ down.T) * act'(k @ up).
+  All gradients are taken at `start` (Eq. 90: frozen within a chunk).
 
   Args:
     base: initial kernels that retention is anchored to, or None.
@@ -149,57 +179,69 @@ def learn(
     now: kernels before these tokens.
     trace: momentum traces before these tokens, or None.
     k: [..., c, i], keys.
-    targets: [..., m, c, o], wanted values.
+    targets: of each group [..., m, c, o], wanted values.
     rates: of these tokens.
     objective: 'l2' or 'dot'.
     queries: [..., c, i]; None: nothing is read.
     residual: as in `forward`.
 
   Returns:
-    (now, trace, reads); reads: M(q) of each memory at the state before each
-    token, [..., m, c, o].
+    (now, trace, reads); reads: of each group M(q) of each memory at the state
+    before each token, [..., m, c, o].
   """
   frozen = add(base, start)
-  pre, u = _features(frozen, k)
-  prediction = _residual(frozen, k, u @ frozen.down, residual)
-  g = objectives.error(objective, prediction, targets)
+  groups = range(len(start))
+  errors = [
+    _errors(frozen[j], k, targets[j], objective, residual) for j in groups
+  ]
   erase = None if rates.erase else 0.0
-  up: Any = None
-  up_trace: Any = None
-  q_features: Any = None
-  if frozen.up is not None:
-    back = _join(g @ jnp.swapaxes(frozen.down, -1, -2))
-    _, activation_vjp = jax.vjp(act, pre)
-    up, up_trace, q_pre = rule.decayed_update(
-      now.up,
-      None if trace is None else trace.up,
+  ups: Any = [None] * len(start)
+  up_traces: Any = [None] * len(start)
+  q_features: Any = [None] * len(start)
+  if frozen[0].up is not None:
+    ups, up_traces, q_pre = rule.decayed_update(
+      tuple(x.up for x in now),
+      None if trace is None else tuple(x.up for x in trace),
       k,
-      activation_vjp(back)[0],
-      eta=rule.normalized_step(rates.eta.up, k),
+      tuple(x.up for x in errors),
+      eta=rule.normalized_step(rates.up, k),
       decay=rates.decay,
       erase=erase,
       queries=queries,
     )
     if queries is not None:
       if base is not None:
-        q_pre += queries @ base.up
-      q_features = _split(act(q_pre), g.shape[-3])
+        q_pre = [q_pre[j] + queries @ base[j].up for j in groups]
+      q_features = [
+        _split(act(q_pre[j]), frozen[j].down.shape[-3]) for j in groups
+      ]
   elif queries is not None:
-    q_features = _features(frozen, queries)[1]
-  stacked = jax.tree.map(lambda x: jnp.expand_dims(x, 2), rates.decay)
-  down, down_trace, reads = rule.decayed_update(
-    now.down,
-    None if trace is None else trace.down,
-    u,
-    g,
-    eta=rule.normalized_step(rates.eta.down[..., None, :], u),
-    decay=stacked,
-    erase=erase,
-    queries=q_features,
+    q_features = [_features(x, queries)[1] for x in frozen]
+
+  decay = jax.tree.map(lambda x: jnp.expand_dims(x, 2), rates.decay)
+  new, new_trace, reads = [], [], []
+  for j, (up_g, u, g) in enumerate(errors):
+    del up_g
+    (down,), down_trace, read = rule.decayed_update(
+      (now[j].down,),
+      None if trace is None else (trace[j].down,),
+      u,
+      (g,),
+      eta=rule.normalized_step(rates.down[..., None, :], u),
+      decay=decay,
+      erase=erase,
+      queries=q_features[j],
+    )
+    new.append(Kernels(ups[j], down))
+    if trace is not None:
+      new_trace.append(Kernels(up_traces[j], down_trace[0]))
+    if queries is not None:
+      out = read[0]
+      if base is not None:
+        out += q_features[j] @ base[j].down
+      reads.append(_residual(frozen[j], queries, out, residual))
+  return (
+    tuple(new),
+    None if trace is None else tuple(new_trace),
+    None if queries is None else tuple(reads),
   )
-  if reads is not None:
-    if base is not None:
-      reads += q_features @ base.down
-    reads = _residual(frozen, queries, reads, residual)
-  new_trace = None if trace is None else Kernels(up_trace, down_trace)
-  return Kernels(up, down), new_trace, reads

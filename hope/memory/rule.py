@@ -96,36 +96,67 @@ def token_update(
   return kernel, trace, None if reads is None else jnp.moveaxis(reads, 0, -2)
 
 
+@jax.custom_vjp
+def products(x: jax.Array) -> jax.Array:
+  """Products of x between any two states of a chunk.
+
+  State t is the one before token t, state c the one after the last token.
+  Zeros are counted, not taken the logarithm of, and the gradient divides by
+  nothing, so that both are exact for any x in [0, 1].
+
+  Args:
+    x: [..., c].
+
+  Returns:
+    [..., c + 1, c + 1], x_j ... x_{t-1} at [t, j] for j <= t, else 0.
+  """
+  zero = x == 0
+  sums = lambda a: jnp.pad(
+    jnp.cumsum(a, axis=-1), [(0, 0)] * (x.ndim - 1) + [(1, 0)]
+  )
+  between = lambda a: a[..., :, None] - a[..., None, :]
+  past = jnp.tri(x.shape[-1] + 1, dtype=bool)
+  # The exponent is masked as well: above the diagonal it may overflow.
+  logs = jnp.where(past, between(sums(jnp.log(jnp.where(zero, 1, x)))), 0)
+  zeros = between(sums(zero.astype(jnp.int32)))
+  return jnp.where(past & (zeros == 0), jnp.exp(logs), 0)
+
+
+def _products_fwd(x):
+  table = products(x)
+  return table, table
+
+
+def _products_bwd(table, table_bar):
+  # The product without x_s is [t, s + 1] times [s, j].
+  after = jnp.swapaxes(table[..., :, 1:], -1, -2) @ table_bar[..., :, :-1]
+  return (jnp.sum(after * table[..., :-1, :-1], axis=-1),)
+
+
+products.defvjp(_products_fwd, _products_bwd)
+
+
 class Decays(NamedTuple):
-  """How much of what was there at j is left at t, in a chunk of c tokens.
+  """What is left at each state of a chunk of c tokens of what came before.
+
+  State t is the one before token t, state c the one after the last token.
 
   Attributes:
-    keep: [..., c, c], A: decay of a kernel from after j to after t, j <= t.
-    total: [..., c], decay of the incoming kernel to after t.
-    write: [..., c, c], P: effect at t of a write at j; A without momentum.
-    trace: [..., c], p: effect at t of the incoming trace; None without it.
-    trace_last: [..., c], decay of a write's trace from j to the chunk's end.
-    trace_total: [...], decay of the incoming trace over the chunk.
+    start: [..., c + 1], A: of the kernel at the chunk's start.
+    keep: [..., c + 1, c], A: of the kernel after token j.
+    write: [..., c + 1, c], P: of the write at token j; A without momentum.
+    trace: [..., c + 1], p: of the incoming trace, in the kernel; None without
+      momentum, as the two below.
+    trace_start: [...], of the incoming trace, in the trace after the chunk.
+    trace_write: [..., c], of the write at token j, in the trace after the chunk.
   """
 
+  start: jax.Array
   keep: jax.Array
-  total: jax.Array
   write: jax.Array
   trace: Any
-  trace_last: Any
-  trace_total: Any
-
-
-def _products(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Products of x over (j, t] for j <= t, and over [1, t].
-
-  They are products, not exponentials of summed logarithms: exact at zeros, with
-  their gradient, and without cancellation.
-  """
-  c = x.shape[-1]
-  later = jnp.tril(jnp.ones((c, c), bool), -1)
-  table = jnp.cumprod(jnp.where(later, x[..., :, None], 1), axis=-2)
-  return jnp.tril(table), jnp.cumprod(x, axis=-1)
+  trace_start: Any
+  trace_write: Any
 
 
 def decays(
@@ -142,20 +173,21 @@ def decays(
   if valid is not None:
     alpha = jnp.where(valid, alpha, 1)
     beta = None if beta is None else jnp.where(valid, beta, 1)
-  keep, total = _products(alpha)
+  kernel = products(alpha)
+  start, keep = kernel[..., 0], kernel[..., 1:]
   if beta is None:
-    return Decays(keep, total, keep, None, None, None)
-  momentum, momentum_total = _products(beta)
-  applied = keep if valid is None else jnp.where(valid, keep, 0)
-  write = jnp.matmul(applied, momentum)
-  trace = jnp.einsum('...tj,...j->...t', applied, momentum_total)
+    return Decays(start, keep, keep, None, None, None)
+  momentum = products(beta)
+  # The trace is added to the kernel at every token that counts.
+  added = keep if valid is None else jnp.where(valid, keep, 0)
+  through = added @ momentum[..., 1:, :]
   return Decays(
+    start,
     keep,
-    total,
-    write,
-    trace,
-    momentum[..., -1, :],
-    momentum_total[..., -1],
+    through[..., 1:],
+    through[..., 0],
+    momentum[..., -1, 0],
+    momentum[..., -1, 1:],
   )
 
 
@@ -175,69 +207,100 @@ def chunk_update(
 
   Args and Returns: as `token_update`.
   """
-  return decayed_update(
-    kernel,
-    trace,
+  (kernel,), traces, reads = decayed_update(
+    (kernel,),
+    None if trace is None else (trace,),
     u,
-    g,
+    (g,),
     eta=eta,
     decay=decays(alpha, beta),
     erase=erase,
     queries=queries,
   )
+  return (
+    kernel,
+    None if traces is None else traces[0],
+    None if reads is None else reads[0],
+  )
 
 
 def decayed_update(
-  kernel: jax.Array,
-  trace: jax.Array | None,
+  kernels: tuple[jax.Array, ...],
+  traces: tuple[jax.Array, ...] | None,
   u: jax.Array,
-  g: jax.Array,
+  gs: tuple[jax.Array, ...],
   *,
   eta: jax.Array,
   decay: Decays,
   erase: jax.Array | float | None = None,
   queries: jax.Array | None = None,
-) -> tuple[jax.Array, Any, Any]:
-  """`chunk_update` with the decays of alpha and beta already computed."""
-  eps = _erase_rates(erase, eta)
-  before = lambda x, axis: _shift(x, axis, first=0)
-  keep, write = before(decay.keep, -2), before(decay.write, -2)
-  total = _shift(decay.total, -1, first=1)[..., None]
-  lead: Any = None
-  if trace is not None:
-    lead = before(decay.trace, -1)[..., None]
+) -> tuple[tuple[jax.Array, ...], Any, Any]:
+  """`chunk_update` of several kernels that share their input.
 
-  wanted = eta[..., None] * g
+  One Gram matrix and one inverse serve all of them.
+
+  Args:
+    kernels: each [..., i, o] with an o of its own.
+    traces: like `kernels`, or None.
+    u: [..., c, i].
+    gs: [..., c, o] for each kernel.
+    eta: [..., c], normalised.
+    decay: of alpha and beta.
+    erase: as in `chunk_update`.
+    queries: [..., c, i], or None.
+
+  Returns:
+    (kernels, traces, reads), each a tuple like `kernels`, or None.
+  """
+  eps = _erase_rates(erase, eta)
+  start, keep = decay.start[..., :-1, None], decay.keep[..., :-1, :]
+  wanted = [eta[..., None] * g for g in gs]
+
+  def incoming(x: jax.Array, scores: jax.Array) -> list[jax.Array]:
+    """x times each kernel as it would be before each token, were none erased.
+
+    scores: [..., c, c], x times u.
+    """
+    out = [start * (x @ kernel) for kernel in kernels]
+    if traces is not None:
+      lead = decay.trace[..., :-1, None]
+      out = [y + lead * (x @ t) for y, t in zip(out, traces, strict=True)]
+    weights = decay.write[..., :-1, :] * scores
+    return [y - weights @ w for y, w in zip(out, wanted, strict=True)]
+
   stored = None
   if eps is not None:
     gram = jnp.einsum('...ti,...ji->...tj', u, u)
-    rhs = total * (u @ kernel) - (write * gram) @ wanted
-    if trace is not None:
-      rhs += lead * (u @ trace)
+    column = eps[..., None]
     stored = solve_unit_lower(
-      eps[..., None] * keep * gram, -eps[..., None] * rhs
+      column * keep * gram, tuple(-column * y for y in incoming(u, gram))
     )
 
-  reads = None
+  reads: Any = None
   if queries is not None:
     match = jnp.einsum('...ti,...ji->...tj', queries, u)
-    reads = total * (queries @ kernel) - (write * match) @ wanted
-    if trace is not None:
-      reads += lead * (queries @ trace)
+    reads = incoming(queries, match)
     if stored is not None:
-      reads += (keep * match) @ stored
+      weights = keep * match
+      reads = [y + weights @ z for y, z in zip(reads, stored, strict=True)]
+    reads = tuple(reads)
 
-  last = -decay.write[..., -1, :, None] * wanted
-  if stored is not None:
-    last += decay.keep[..., -1, :, None] * stored
   ut = jnp.swapaxes(u, -1, -2)
-  new = decay.total[..., -1, None, None] * kernel + ut @ last
-  if trace is not None:
-    new += decay.trace[..., -1, None, None] * trace
-    trace = decay.trace_total[..., None, None] * trace - ut @ (
-      decay.trace_last[..., None] * wanted
-    )
-  return new, trace, reads
+  per_kernel = lambda x: x[..., None, None]
+  new, new_traces = [], []
+  for j, kernel in enumerate(kernels):
+    change = -decay.write[..., -1, :, None] * wanted[j]
+    if stored is not None:
+      change += decay.keep[..., -1, :, None] * stored[j]
+    kernel = per_kernel(decay.start[..., -1]) * kernel + ut @ change
+    if traces is not None:
+      kernel += per_kernel(decay.trace[..., -1]) * traces[j]
+      written = decay.trace_write[..., None] * wanted[j]
+      new_traces.append(
+        per_kernel(decay.trace_start) * traces[j] - ut @ written
+      )
+    new.append(kernel)
+  return tuple(new), None if traces is None else tuple(new_traces), reads
 
 
 def _erase_rates(erase, eta):
@@ -246,10 +309,3 @@ def _erase_rates(erase, eta):
     return eta
   return None if isinstance(erase, float) and erase == 0.0 else erase
 
-
-def _shift(x: jax.Array, axis: int, first: float) -> jax.Array:
-  """x one step later along axis, with `first` in the place of its first."""
-  head = jnp.full_like(lax.slice_in_dim(x, 0, 1, axis=axis), first)
-  return jnp.concatenate(
-    [head, lax.slice_in_dim(x, 0, x.shape[axis] - 1, axis=axis)], axis=axis
-  )

@@ -6,8 +6,11 @@ float32 error is 4e2 at 64 equal keys. One inverse serves the solve and, by its
 transpose, the backward pass.
 """
 
+from typing import Any
+
 import jax
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 _BASE = 8
@@ -81,30 +84,36 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def solve_unit_lower(lower: jax.Array, rhs: jax.Array) -> jax.Array:
+def solve_unit_lower(lower: jax.Array, rhs: Any) -> Any:
   """Returns z with (I + lower) z = rhs.
 
   Args:
     lower: [..., c, c], strictly lower triangular.
-    rhs: [..., c, o], with the same leading dimensions.
+    rhs: [..., c, o], with the same leading dimensions, or a tree of them.
 
   Returns:
-    [..., c, o].
+    Like rhs.
   """
-  return _matmul(invert_unit_lower(lower), rhs)
+  return _apply(invert_unit_lower(lower), rhs)
+
+
+def _apply(matrix: jax.Array, tree: Any) -> Any:
+  return jax.tree.map(lambda x: _matmul(matrix, x), tree)
 
 
 def _solve_fwd(lower, rhs):
-  inverse = invert_unit_lower(lower)
-  z = _matmul(inverse, rhs)
+  inverse = checkpoint_name(invert_unit_lower(lower), 'inverse')
+  z = _apply(inverse, rhs)
   return z, (inverse, z)
 
 
 def _solve_bwd(residuals, z_bar):
   inverse, z = residuals
-  rhs_bar = _matmul(jnp.swapaxes(inverse, -1, -2), z_bar)
-  lower_bar = -jnp.tril(_matmul(rhs_bar, jnp.swapaxes(z, -1, -2)), -1)
-  return lower_bar, rhs_bar
+  rhs_bar = _apply(jnp.swapaxes(inverse, -1, -2), z_bar)
+  products = jax.tree.map(
+    lambda r, x: _matmul(r, jnp.swapaxes(x, -1, -2)), rhs_bar, z
+  )
+  return -jnp.tril(sum(jax.tree.leaves(products)), -1), rhs_bar
 
 
 solve_unit_lower.defvjp(_solve_fwd, _solve_bwd)

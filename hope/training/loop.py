@@ -17,6 +17,7 @@ from hope import config as config_lib
 from hope import data as data_lib
 from hope import levels, sampling
 from hope.evaluation import yardsticks
+from hope.parallel import devices
 from hope.training import step as step_lib
 from hope.training.checkpoint import Checkpointer
 from hope.training.curves import draw_curves
@@ -109,7 +110,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   train = data.train_iterator()
   steps = config.train.steps
 
+  mesh = devices.data_mesh(config.data.batch_size // config.train.accumulate)
   graph, state = step_lib.init_state(config)
+  state = devices.put_everywhere(state, mesh)
   checkpoints = Checkpointer(
     folder / 'checkpoints',
     keep=config.train.keep,
@@ -119,8 +122,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   if restored := checkpoints.restore_latest(state):
     state, start = restored.state, restored.step
     train.set_state(restored.data_state)
-  update = step_lib.train_step(graph, config)
-  evaluate = step_lib.eval_step(graph)
+  heldout = [devices.put_batch(batch, mesh) for batch in heldout]
+  update = step_lib.train_step(graph, config, mesh)
+  evaluate = step_lib.eval_step(graph, mesh)
   tokens = config.data.batch_size * config.data.seq_len
   writer = MetricsWriter(folder, resume_step=start if restored else None)
   progress = Progress(steps, tokens_per_step=tokens, start=start)
@@ -132,6 +136,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     if start:
       progress.note(f'Going on from the checkpoint of step {start}.')
     pending: tuple[int, Any, Any] | None = None
+    result: dict[str, float] | None = None
 
     def settle() -> None:
       """Looks at the metrics of the step dispatched before."""
@@ -150,7 +155,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         writer.write(number, 'train', values, progress.update(number, values))
 
     for number in range(start + 1, steps + 1):
-      batch = next(train)
+      batch = devices.put_batch(next(train), mesh)
       state, metrics = update(state, batch)
       settle()
       pending = (number, batch, metrics)
@@ -159,11 +164,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         settle()
         pending = None
         with progress.pause('evaluation'):
-          values = _evaluate(evaluate, state.params, heldout, bytes_per_token)
-        writer.write(number, 'eval', values | {'tokens': number * tokens})
+          result = _evaluate(evaluate, state.params, heldout, bytes_per_token)
+        writer.write(number, 'eval', result | {'tokens': number * tokens})
         progress.note(
           f'held out at step {number}: '
-          + '  '.join(f'{k} {v:.4f}' for k, v in values.items())
+          + '  '.join(f'{k} {v:.4f}' for k, v in result.items())
         )
       if number % config.train.checkpoint_every == 0 or last:
         settle()
@@ -179,8 +184,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         return
     checkpoints.wait()
 
-  result = _evaluate(evaluate, state.params, heldout, bytes_per_token)
-  _conclude(config, folder, data, graph, state.params, result)
+  if result is None:  # a finished run was started again
+    result = _evaluate(evaluate, state.params, heldout, bytes_per_token)
+  params = jax.device_put(state.params, mesh.devices.flat[0])
+  _conclude(config, folder, data, graph, params, result)
 
 
 def _conclude(config, folder, data, graph, params, result) -> None:

@@ -1,16 +1,17 @@
 """The training step: loss, gradients, and one guarded update."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import ml_collections
 import optax
 
 from hope.layers.titans import TitansState
 from hope.model import Hope
+from hope.parallel import devices
 
 Config = ml_collections.FrozenConfigDict
 # Parameters that decay, by the last part of their path.
@@ -149,12 +150,17 @@ def loss_and_metrics(
 
 
 def train_step(
-  graph: nnx.GraphDef, config: Config
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  graph: nnx.GraphDef, config: Config, mesh: Mesh
+) -> jax.stages.Wrapped:
   """Returns the compiled step: (state, batch) -> (state, metrics).
 
   Metrics are of the batch before the update: loss (nats per token), accuracy,
   gradient_norm, and norms of the memories. The state is donated.
+
+  Args:
+    graph: structure of the model.
+    config: resolved.
+    mesh: that the state is on and the batch is split over.
   """
   tx, parts = make_optimizer(config), config.train.accumulate
   grad = jax.value_and_grad(
@@ -165,7 +171,8 @@ def train_step(
     if parts == 1:
       (_, sums), grads = grad(state.params, batch)
     else:
-      split = lambda x: x.reshape(parts, -1, *x.shape[1:])
+      # Every part has rows of every device.
+      split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
       def add(total, part):
         (_, sums), grads = grad(state.params, part)
@@ -200,14 +207,18 @@ def train_step(
     done = state.step + healthy.astype(jnp.int32)
     return TrainState(params, opt_state, done, healthy), metrics
 
-  return jax.jit(step, donate_argnums=0)
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    compiler_options=devices.compiler_options(mesh),
+  )
 
 
-def eval_step(graph: nnx.GraphDef) -> Callable[..., dict[str, jax.Array]]:
+def eval_step(graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
   """Returns the compiled evaluation: (params, batch) -> sums and weight."""
 
   def step(params, batch):
     _, sums = loss_and_metrics(graph, params, batch)
     return sums | {'weight': batch['weights'].sum()}
 
-  return jax.jit(step)
+  return jax.jit(step, compiler_options=devices.compiler_options(mesh))

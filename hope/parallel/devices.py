@@ -1,0 +1,56 @@
+"""Devices of one machine: a batch is split over them, parameters are on all.
+
+On a CPU every core is a device of its own. One device over several cores would
+split each of a memory's small matrix products among them, which costs more than
+it gains.
+"""
+
+import os
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def num_cores() -> int:
+  """CPU cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def use_all_cores() -> None:
+  """Makes every CPU core a device; call it before jax touches any device.
+
+  A number of devices that was set before is kept.
+  """
+  flags = os.environ.get('XLA_FLAGS', '')
+  chosen = 'xla_force_host_platform_device_count' in flags
+  if jax.config.jax_num_cpu_devices < 1 and not chosen:
+    jax.config.update('jax_num_cpu_devices', num_cores())
+
+
+def data_mesh(batch_size: int) -> Mesh:
+  """As many local devices as divide a batch evenly, along the axis 'data'."""
+  devices = jax.local_devices()
+  count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
+  return jax.make_mesh(
+    (count,), ('data',), axis_types=(AxisType.Auto,), devices=devices[:count]
+  )
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+  """Splits the first dimension of every leaf over the mesh."""
+  return jax.device_put(batch, NamedSharding(mesh, PartitionSpec('data')))
+
+
+def put_everywhere(tree: Any, mesh: Mesh) -> Any:
+  """Copies every leaf to every device of the mesh."""
+  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def compiler_options(mesh: Mesh) -> dict[str, bool]:
+  """Options for a program that runs on the mesh."""
+  if mesh.devices.flat[0].platform == 'cpu' and mesh.size > 1:
+    return {'xla_cpu_multi_thread_eigen': False}
+  return {}

@@ -12,8 +12,15 @@ def get_config():
   """Hope 'tiny' (1.1M parameters) on the running Python's standard library."""
   config = base_config()
   config.model.preset = 'tiny'
+  config.model.titans.chunk_size = 16
+  config.model.titans.projection_chunk_size = 16
   config.data.seq_len = 256
-  config.data.batch_size = 8
-  config.train.steps = 200
+  config.data.batch_size = 4
+  config.optimizer.learning_rate = 8e-3
+  config.train.steps = 360
+  config.train.log_every = 20
+  config.train.eval_every = 180
+  config.train.eval_batches = 32
+  config.train.checkpoint_every = 90
   config.lock()
   return config

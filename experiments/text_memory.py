@@ -14,14 +14,17 @@ from hope.config import base_config, parse_arg
 
 def get_config(arg: str = ''):
   """Returns the configuration; arguments: memory (true), seed (0), steps."""
-  args = parse_arg(arg, memory=True, seed=0, steps=300)
+  args = parse_arg(arg, memory=True, seed=0, steps=150)
   config = base_config()
   config.seed = args.seed
   config.data.seq_len = 512
   config.data.batch_size = 4
+  config.optimizer.learning_rate = 6e-3
   config.model.titans.chunk_size = 16
   config.model.titans.projection_chunk_size = 16
   if not args.memory:
     config.model.titans.eta_max = 0.0
   config.train.steps = args.steps
+  config.train.eval_every = args.steps
+  config.train.eval_batches = 32
   return config

@@ -65,6 +65,9 @@ def base_config() -> ml_collections.ConfigDict:
   titans.self_modifying = True
   # Whether the targets are self-generated, M(v) (Eq. 84), or v itself.
   titans.self_target = True
+  # Largest norm of a self-generated target. None: no bound.
+  titans.target_max = config_dict.placeholder(float)
+  titans.target_max = 2.0
   # Whether q is a memory too, rather than a slow projection.
   titans.q_memory = False
   # 'dense': slow projections mix the whole width into each head before the
@@ -300,6 +303,11 @@ def _validate(config):
     raise ValueError(
       f'titans.hidden_multiple={titans.hidden_multiple} must be 0 (linear) or '
       'more.'
+    )
+  if titans.target_max is not None and titans.target_max <= 0:
+    raise ValueError(
+      f'titans.target_max={titans.target_max} must be positive, or None for no '
+      'bound.'
     )
   if titans.eta_max is not None and titans.eta_max < 0:
     raise ValueError(f'titans.eta_max={titans.eta_max} must not be negative.')

@@ -14,7 +14,7 @@ from absl import app, flags, logging
 import ml_collections
 import numpy as np
 
-from hope import sampling
+from hope import command_line, sampling
 from hope.data import tokenization
 from hope.training import step as step_lib
 from hope.training.checkpoint import Checkpointer
@@ -83,4 +83,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command_line.run(main)

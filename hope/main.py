@@ -9,6 +9,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from hope import command_line
+
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
@@ -54,4 +56,4 @@ def main(argv):
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
-  app.run(main)
+  command_line.run(main)

@@ -123,4 +123,6 @@ class Hope(nnx.Module):
       layer = jax.checkpoint(layer, prevent_cse=False)
     x, state = jax.lax.scan(layer, x, (params, state))
     x = self.norm(x) * (self.embed.embedding.shape[-1] ** -0.5)
-    return self.embed.attend(x).astype(jnp.float32), state
+    logits = self.embed.attend(x)
+    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    return logits.astype(wide), state

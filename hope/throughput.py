@@ -27,6 +27,7 @@ import rich.box
 import rich.console
 import rich.table
 
+from hope import command_line
 from hope.config import resolve
 from hope.parallel import devices
 from hope.training import step as step_lib
@@ -301,4 +302,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   _define_flags()
-  app.run(main)
+  command_line.run(main)

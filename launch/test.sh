@@ -60,5 +60,5 @@ check 1 "$VENV_PYTHON" -m ruff format --check
 check 2 "$VENV_PYTHON" -m pyrefly check \
   --python-interpreter-path "$VENV_PYTHON"
 check 3 "$VENV_PYTHON" -m pytest --numprocesses=auto --maxprocesses=4 \
-  --junitxml="$report" "$@"
+  --dist=loadgroup --junitxml="$report" "$@"
 exit "$first_failure"

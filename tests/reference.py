@@ -390,6 +390,7 @@ def self_referential_titans(
   objective: str = 'l2',
   anchor: str = 'initial',
   erase: bool = True,
+  target_max: float | None = None,
   epsilon: float = 0.0,
 ) -> tuple[Array, dict[str, tuple[Array, Array]]]:
   """Self-referential Titans, token by token (Eq. 86-89; chunks of one).
@@ -401,8 +402,9 @@ def self_referential_titans(
       q = norm(M_q(x_q)), or norm(x_q) without a memory 'q'
       y_t = M_memory(q)
 
-  then every memory m learns to map k to its own target M_m(v): each of its
-  layers, with input u, output error g and eta_l = rate_l eta, takes
+  then every memory m learns to map k to its own target M_m(v), shortened to
+  the norm target_max where it is longer: each of its layers, with input u,
+  output error g and eta_l = rate_l eta, takes
 
       eta' = eta_l / (1 + eta_l |u|^2)
       S_t = beta_t S_{t-1} - eta' outer(u, g)
@@ -427,7 +429,8 @@ def self_referential_titans(
     objective: 'l2' or 'dot', for all memories.
     anchor: 'zero' or 'initial'.
     erase: Whether the rule erases (delta gradient descent) or not.
-    epsilon: Added to the squared norms of k, v and q.
+    target_max: Largest norm of a target, or None for no bound.
+    epsilon: Added to the squared norms of k, v, q and targets.
 
   Returns:
     y [b, t, n, d] and, by name, the kernels after the last token,
@@ -480,9 +483,13 @@ def self_referential_titans(
         y[b, t, n] = call('memory', q)
 
         for name in memories:
+          target = call(name, v)
+          if target_max is not None:
+            norm = np.sqrt(np.sum(target * target) + epsilon)
+            target = target * min(1.0, target_max / norm)
           layers = memory_errors(
             k,
-            call(name, v),
+            target,
             *current[name],
             activation,
             name not in ('eta', 'alpha'),

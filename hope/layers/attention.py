@@ -26,7 +26,8 @@ def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
   half = x.shape[-1] // 2
   angle = position[:, None] * 1e4 ** (-jnp.arange(half) / half)
   sin, cos = jnp.sin(angle)[:, None], jnp.cos(angle)[:, None]
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  a, b = jnp.split(wide, 2, axis=-1)
   y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
   return y.astype(x.dtype)
 
@@ -58,18 +59,21 @@ class CausalAttention(nnx.Module):
   def __call__(self, x: jax.Array, state: AttentionState | None = None):
     """Returns (y, state) for x [b, t, width]; None: the sequence starts."""
     b, t, width = x.shape
-    if state is None:
-      state = self.init_state(b)
+    cached = 0 if state is None else self.max_context
+    state = self.init_state(b) if state is None else state
     heads = lambda z: z.reshape(b, t, self.num_heads, -1)
     q, k, v = map(heads, jnp.split(self.qkv(x), 3, axis=-1))
     position = state.position + jnp.arange(t)
     q, k = rotate(q, position), rotate(k, position)
     keys = jnp.concatenate([state.k.astype(k.dtype), k], axis=1)
     values = jnp.concatenate([state.v.astype(v.dtype), v], axis=1)
-    place = jnp.arange(self.max_context + t) + state.position - self.max_context
+    # Of an empty cache nothing is looked at.
+    place = jnp.arange(-cached, t) + state.position
     distance = position[:, None] - place[None, :]
     seen = (place >= 0) & (distance >= 0) & (distance <= self.max_context)
-    y = jax.nn.dot_product_attention(q, keys, values, mask=seen[None, None])
+    y = jax.nn.dot_product_attention(
+      q, keys[:, -cached - t :], values[:, -cached - t :], mask=seen[None, None]
+    )
     y = self.output(y.reshape(b, t, width))
     keep = lambda z, old: z[:, t:].astype(old.dtype)
     return y, AttentionState(

@@ -107,8 +107,9 @@ class InContextLevel(nnx.Module):
     else:
       position = state.position
     z = self.norm(x)
-    k, v = jnp.split(self.key_value(z).astype(jnp.float32), 2, axis=-1)
-    gates = jax.nn.sigmoid(self.gates(z).astype(jnp.float32))
+    wide = lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32))
+    k, v = jnp.split(wide(self.key_value(z)), 2, axis=-1)
+    gates = jax.nn.sigmoid(wide(self.gates(z)))
     base = (self._kernels(),)
 
     def body(start, now, trace, block, valid):
@@ -133,7 +134,7 @@ class InContextLevel(nnx.Module):
 
     one_head = lambda a: a[:, :, None]
     xs = (
-      one_head(z.astype(jnp.float32)),
+      one_head(wide(z)),
       one_head(width**0.5 * l2_normalize(k)),
       one_head(l2_normalize(v)),
       one_head(gates),

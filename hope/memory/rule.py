@@ -148,7 +148,7 @@ class Decays(NamedTuple):
     trace: [..., c + 1], p: of the incoming trace, in the kernel; None without
       momentum, as the two below.
     trace_start: [...], of the incoming trace, in the trace after the chunk.
-    trace_write: [..., c], of the write at token j, in the trace after the chunk.
+    trace_write: [..., c], of the write at token j, in that trace.
   """
 
   start: jax.Array
@@ -308,4 +308,3 @@ def _erase_rates(erase, eta):
   if erase is None:
     return eta
   return None if isinstance(erase, float) and erase == 0.0 else erase
-

@@ -81,7 +81,9 @@ def run(
   if full and block == chunk:
     start = None  # not carried: it is `now` at every block
   (start, now, trace), ys = lax.scan(
-    jax.checkpoint(step, policy=jax.checkpoint_policies.save_only_these_names('inverse')),
+    jax.checkpoint(
+      step, policy=jax.checkpoint_policies.save_only_these_names('inverse')
+    ),
     (start, now, trace),
     (jax.tree.map(lay, xs), jnp.arange(count)),
   )

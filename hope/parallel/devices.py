@@ -22,11 +22,11 @@ def num_cores() -> int:
 def use_all_cores() -> None:
   """Makes every CPU core a device; call it before jax touches any device.
 
-  A number of devices that was set before is kept.
+  A number of devices that the environment sets is kept.
   """
   flags = os.environ.get('XLA_FLAGS', '')
   chosen = 'xla_force_host_platform_device_count' in flags
-  if jax.config.jax_num_cpu_devices < 1 and not chosen:
+  if not chosen and 'JAX_NUM_CPU_DEVICES' not in os.environ:
     jax.config.update('jax_num_cpu_devices', num_cores())
 
 

@@ -32,7 +32,14 @@ def decays(c: int, *, momentum: bool) -> float:
 
 
 def update(
-  c: int, i: int, o: int, *, momentum: bool, erase: bool, read: bool
+  c: int,
+  i: int,
+  o: int,
+  *,
+  momentum: bool,
+  erase: bool,
+  read: bool,
+  shared: bool = False,
 ) -> float:
   """Multiply-adds per token of `rule.decayed_update` for a kernel [i, o].
 
@@ -43,20 +50,23 @@ def update(
     momentum: whether there is a trace.
     erase: whether the erase term is on.
     read: whether queries are read.
+    shared: whether another kernel with the same input has its Gram matrix and
+      its inverse already.
   """
   total = i * o  # U^T @ R, the new kernel
   if momentum:
     total += i * o  # U^T @ (trace_last E), the new trace
   if erase:
-    total += c * i  # U @ U^T, the Gram matrix
     total += i * o  # U @ K_0
     total += c * o  # (P' * Gram) @ E
     if momentum:
       total += i * o  # U @ S_0
-    # (I + L)^-1: c^3 / 3 for the block, which is what merging blocks two by
-    # two costs: c b^2 at size b, summed over b = c/2, c/4, ...
-    total += c * c / 3
     total += c * o  # (I + L)^-1 @ rhs
+    if not shared:
+      total += c * i  # U @ U^T, the Gram matrix
+      # (I + L)^-1: c^3 / 3 for the block, which is what merging blocks two by
+      # two costs: c b^2 at size b, summed over b = c/2, c/4, ...
+      total += c * c / 3
   if read:
     total += c * i  # Q @ U^T
     total += i * o  # Q @ K_0
@@ -80,10 +90,9 @@ def forward(m: int, i: int, f: int, o: int) -> int:
 
 def learn(
   c: int,
-  m: int,
+  groups: tuple[tuple[int, int], ...],
   i: int,
   f: int,
-  o: int,
   *,
   momentum: bool,
   erase: bool,
@@ -91,14 +100,13 @@ def learn(
   anchored: bool,
   objective: str,
 ) -> float:
-  """Multiply-adds per token of `mlp.learn` for m memories of one head.
+  """Multiply-adds per token of `mlp.learn` for the memories of one head.
 
   Args:
     c: tokens of a block.
-    m: memories of the group.
+    groups: (memories m, width of the values o) of each group.
     i: width of the keys.
     f: hidden width; 0: linear memories.
-    o: width of the values.
     momentum: whether there are traces.
     erase: whether the erase term is on.
     read: whether queries are read.
@@ -106,17 +114,20 @@ def learn(
     objective: 'l2' or 'dot'.
   """
   options = {'momentum': momentum, 'erase': erase, 'read': read}
-  total = m * i * f  # k @ up; 0 if linear
-  if objective == 'l2':
-    total += m * (f or i) * o  # u @ down, the prediction
-  if f:
-    total += m * o * f  # g @ down^T
-    total += update(c, i, m * f, **options)  # up: one kernel for all
+  total = 0
+  for j, (m, o) in enumerate(groups):
+    total += m * i * f  # k @ up; 0 if linear
+    if objective == 'l2':
+      total += m * (f or i) * o  # u @ down, the prediction
+    if f:
+      total += m * o * f  # g @ down^T
+      # up: one kernel for all memories of a group, one solve for all groups
+      total += update(c, i, m * f, shared=j > 0, **options)
+      if read and anchored:
+        total += m * i * f  # Q @ initial up
+    total += m * update(c, f or i, o, **options)  # down: one kernel each
     if read and anchored:
-      total += m * i * f  # Q @ initial up
-  total += m * update(c, f or i, o, **options)  # down: one kernel each
-  if read and anchored:
-    total += m * (f or i) * o  # features of Q @ initial down
+      total += m * (f or i) * o  # features of Q @ initial down
   return total
 
 
@@ -143,15 +154,16 @@ def titans(config: ml_collections.FrozenConfigDict, seq_len: int) -> float:
   if options.self_modifying:
     c = _block(options.projection_chunk_size, seq_len)
     head += decays(c, momentum=options.momentum)
-    for m, o in ((wide, d), (2, 1)):
+    groups = ((wide, d), (2, 1))
+    for m, o in groups:
       head += forward(m, d, f, o)  # targets M(v)
-      head += learn(c, m, d, f, o, read=False, **rule)
+    head += learn(c, groups, d, f, read=False, **rule)
 
   c = _block(options.chunk_size, seq_len)
   head += decays(c, momentum=options.momentum)
   if options.self_target:
     head += forward(1, d, f, d)  # target M(v)
-  head += learn(c, 1, d, f, d, read=options.read == 'token', **rule)
+  head += learn(c, ((1, d),), d, f, read=options.read == 'token', **rule)
   if options.read == 'chunk':
     head += forward(1, d, f, d)  # M(q) at the chunk's start
   return total + heads * head
@@ -180,10 +192,9 @@ def cms(config: ml_collections.FrozenConfigDict, seq_len: int) -> float:
       total += 2 * width  # gates
       total += learn(
         _block(period, seq_len),
-        1,
+        ((1, width),),
         width,
         hidden,
-        width,
         momentum=False,
         erase=True,
         read=False,

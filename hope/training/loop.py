@@ -78,10 +78,16 @@ def _refuse(workdir: pathlib.Path, step: int, batch, metrics) -> None:
   """Writes the batch whose loss is not finite, and raises."""
   path = workdir / f'nonfinite_batch_step_{step}.npz'
   np.savez(path, **batch)
+  norms = {k: float(v) for k, v in metrics.items() if 'state_norm' in k}
+  grown = ''
+  if norms:
+    key = max(norms, key=lambda k: norms[k] if norms[k] < np.inf else np.inf)
+    name, _, layer = key.split('/')
+    grown = f' The largest memory is {name} of {layer}: norm {norms[key]:.3g}.'
   raise NonFiniteLossError(
     f'step {step}: loss {float(metrics["loss"])}, gradient norm '
     f'{float(metrics["gradient_norm"])}. Nothing was updated; the last '
-    f'checkpoint is good and the batch is in {path}. Lower '
+    f'checkpoint is good and the batch is in {path}.{grown} Lower '
     'optimizer.learning_rate or model.titans.eta_max and start again.'
   )
 
@@ -105,9 +111,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   folder = pathlib.Path(workdir).absolute()
   data = data_lib.open_data(config, str(folder))
   config = config_lib.resolve(config, data.vocab_size)
-  check_workdir(folder, config.to_dict())
   heldout, bytes_per_token = data.eval_batches(), data.bytes_per_token
   train = data.train_iterator()
+  check_workdir(folder, config.to_dict())
   steps = config.train.steps
 
   mesh = devices.data_mesh(config.data.batch_size // config.train.accumulate)
@@ -148,11 +154,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
       if not finite.all():
         checkpoints.wait()
         _refuse(folder, number, batch, metrics)
-      if number % config.train.log_every == 0 or number in (start + 1, steps):
+      logged = number % config.train.log_every == 0 or number in (1, steps)
+      if logged or number == start + 1:
         values = {k: float(v) for k, v in metrics.items()}
         values |= _bits(values['loss'], bytes_per_token)
         values['tokens'] = number * tokens
-        writer.write(number, 'train', values, progress.update(number, values))
+        timing = progress.update(number, values)
+        if logged:  # the same lines, wherever the run was interrupted
+          writer.write(number, 'train', values, timing)
 
     for number in range(start + 1, steps + 1):
       batch = devices.put_batch(next(train), mesh)

@@ -10,6 +10,7 @@ import ml_collections
 import optax
 
 from hope.layers.titans import TitansState
+from hope.memory import mlp
 from hope.model import Hope
 from hope.parallel import devices
 
@@ -37,8 +38,11 @@ class TrainState(NamedTuple):
 
 def build_model(config: Config) -> tuple[nnx.GraphDef, Any]:
   """Builds the model; returns its structure and its parameters as a dict."""
-  graph, params = nnx.split(Hope(config, rngs=nnx.Rngs(config.seed)))
-  return graph, nnx.to_pure_dict(params)
+  build = lambda: nnx.split(Hope(config, rngs=nnx.Rngs(config.seed)))
+  graph, _ = nnx.split(
+    nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(config.seed)))
+  )
+  return graph, jax.jit(lambda: nnx.to_pure_dict(build()[1]))()
 
 
 def _path(keys) -> tuple[str, ...]:
@@ -102,24 +106,43 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
 def init_state(config: Config) -> tuple[nnx.GraphDef, TrainState]:
   """The model's structure and the state before the first step."""
   graph, params = build_model(config)
-  opt_state = make_optimizer(config).init(params)
+  opt_state = jax.jit(make_optimizer(config).init)(params)
   state = TrainState(params, opt_state, jnp.int32(0), jnp.bool_(True))
   return graph, state
 
 
 def memory_norms(state: Any) -> dict[str, jax.Array]:
-  """RMS over the batch of the norm of what `memory` stored, by layer."""
+  """Norms of what each memory holds and of what it wrote last, by layer.
+
+  state_norm is the norm of the kernels (of their deviation from the initial
+  ones if anchored to them), write_norm that of the traces, the decayed sum of
+  the writes; RMS over heads and batch. Without momentum there are no traces and
+  no write norms.
+  """
   mixer = state[0]
   if not isinstance(mixer, TitansState):
     return {}
-  square = sum(
-    jnp.sum(jnp.square(k), axis=tuple(range(2, k.ndim))).mean(axis=1)
-    for k in jax.tree.leaves(mixer.memory.now)
-  )
-  norms = jnp.sqrt(square)
-  return {
-    f'memory/state_norm/layer_{j}': norms[j] for j in range(norms.shape[0])
-  }
+  names = [('memory',)]
+  states = [mixer.memory]
+  if mixer.projections:
+    wide = ('k', 'v', 'q')[: mixer.projections.now[0].down.shape[-3]]
+    names += [wide, ('eta', 'alpha')]
+    states.append(mixer.projections)
+  metrics = {}
+  for kind, trees in (
+    ('state_norm', [s.now for s in states]),
+    ('write_norm', [s.trace for s in states if s.trace is not None]),
+  ):
+    groups = [group for tree in trees for group in tree]
+    for group, members in zip(groups, names, strict=False):
+      for j, name in enumerate(members):
+        square = sum(
+          jnp.sum(jnp.square(x), axis=tuple(range(3, x.ndim))).mean((1, 2))
+          for x in jax.tree.leaves(mlp.select(group, j))
+        )
+        for layer, norm in enumerate(jnp.sqrt(square)):
+          metrics[f'{name}/{kind}/layer_{layer}'] = norm
+  return metrics
 
 
 def loss_and_metrics(

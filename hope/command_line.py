@@ -1,0 +1,31 @@
+"""Starting a program whose flags hold a configuration."""
+
+from collections.abc import Callable, Sequence
+import sys
+
+from absl import app, flags
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  """Reads the flags; a mistake in one is said in a line and exits with 2."""
+  try:
+    return flags.FLAGS(argv)
+  except (
+    flags.Error,
+    KeyError,
+    AttributeError,
+    TypeError,
+    ValueError,
+  ) as error:
+    reason = error.args[0] if error.args else error
+    print(f'error: {reason}', file=sys.stderr)
+    print(f'{argv[0]} --help lists the flags.', file=sys.stderr)
+    sys.exit(2)
+  except OSError as error:  # the experiment file
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+  """Runs main with the arguments that are no flags."""
+  app.run(main, flags_parser=_parse)

@@ -1,0 +1,78 @@
+"""Small layers and models, and what runs them."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope.layers.titans import SelfReferentialTitans, TitansOptions
+
+BAR = 1e-10
+GRADIENT_BAR = 1e-6
+STREAM_BAR = 1e-4
+MEMORIES = ('k', 'v', 'eta', 'alpha', 'memory')
+
+
+@pytest.fixture
+def x64():
+  with jax.enable_x64(True):
+    yield
+
+
+def relative(actual, expected):
+  actual, expected = np.asarray(actual), np.asarray(expected)
+  assert actual.shape == expected.shape
+  assert np.isfinite(actual).all()
+  scale = np.abs(expected).max()
+  return np.abs(actual - expected).max() / (scale or 1.0)
+
+
+def assert_same(actual, expected, bar):
+  """Every leaf within `bar`; integers and statics exactly."""
+  actual, expected = jax.tree.leaves(actual), jax.tree.leaves(expected)
+  assert len(actual) == len(expected)
+  for a, e in zip(actual, expected, strict=True):
+    if jnp.issubdtype(e.dtype, jnp.integer):
+      np.testing.assert_array_equal(a, e)
+    else:
+      assert relative(a, e) <= bar
+
+
+def randomize(module, dtype, seed=1):
+  """Casts a module and moves its constants, so that each of them shows."""
+  rng = np.random.default_rng(seed)
+
+  def move(x):
+    noise = 0.3 * rng.standard_normal(x.shape)
+    return jnp.asarray(np.asarray(x) + noise, dtype)
+
+  nnx.update(module, jax.tree.map(move, nnx.state(module)))
+  return module
+
+
+def titans(width=8, heads=2, dtype=jnp.float32, seed=0, **options):
+  layer = SelfReferentialTitans(
+    width, heads, TitansOptions(**options), dtype=dtype, rngs=nnx.Rngs(seed)
+  )
+  return randomize(layer, dtype)
+
+
+def inputs(batch, tokens, width, dtype=np.float32, seed=2):
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.standard_normal((batch, tokens, width)), dtype)
+
+
+# Nearly all of the time is compilation.
+jit = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
+
+
+def call(module, jit=jit):
+  """The module as one jitted function of (x, state)."""
+  graph, params = nnx.split(module)
+  run = jit(lambda params, x, state: nnx.merge(graph, params)(x, state))
+  return functools.partial(run, params)

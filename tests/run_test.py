@@ -1,0 +1,293 @@
+"""Whole runs by their commands: killed, terminated, refused, and read back."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from flax import nnx
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from hope import generate, sampling
+from hope.training import loop
+from hope.training import step as step_lib
+from hope.training.checkpoint import Checkpointer
+from hope.training.workdir import config_fingerprint
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+STEPS = 150
+# In one process: the tests share a run.
+pytestmark = pytest.mark.xdist_group('run')
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+  """A folder with a corpus, a configuration and a compilation cache."""
+  folder = tmp_path_factory.mktemp('home')
+  rng = np.random.default_rng(0)
+  words = ['memory', 'learns', 'the', 'kernel', 'slowly', 'and', 'forgets']
+  (folder / 'text').mkdir()
+  for j in range(40):
+    text = ' '.join(rng.choice(words, size=400))
+    (folder / 'text' / f'{j}.txt').write_text(text)
+  (folder / 'tiny.py').write_text(
+    'from hope.config import base_config\n'
+    'def get_config():\n'
+    '  config = base_config()\n'
+    '  config.model.num_layers, config.model.width = 2, 32\n'
+    '  config.model.num_heads = 1\n'
+    '  config.model.cms.periods = (1, 3)\n'
+    '  titans = config.model.titans\n'
+    '  titans.chunk_size = titans.projection_chunk_size = 16\n'
+    f'  config.data.source = "text:{folder}/text/*.txt"\n'
+    '  config.data.heldout_fraction = 0.1\n'
+    '  config.data.seq_len, config.data.batch_size = 128, 16\n'
+    f'  config.train.steps, config.train.log_every = {STEPS}, 4\n'
+    '  config.train.eval_every, config.train.eval_batches = 25, 1\n'
+    '  config.train.checkpoint_every = 10\n'
+    '  config.sample.tokens = 8\n'
+    '  return config\n'
+  )
+  return folder
+
+
+def environment(home):
+  return os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_NUM_CPU_DEVICES': '2',
+    'JAX_COMPILATION_CACHE_DIR': str(home / 'cache'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+
+
+def start(home, workdir, *overrides):
+  command = [sys.executable, '-m', 'hope.main', f'--config={home}/tiny.py']
+  return subprocess.Popen(
+    [*command, f'--workdir={workdir}', *overrides],
+    cwd=ROOT,
+    env=environment(home),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def complete(home, workdir, *overrides):
+  process = start(home, workdir, *overrides)
+  output, _ = process.communicate(timeout=400)
+  return process.returncode, output
+
+
+def lines(workdir):
+  path = workdir / 'metrics.jsonl'
+  return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for_step(process, workdir, step):
+  """Until the metrics of this step are there."""
+  for _ in range(4000):
+    done = [json.loads(line)['step'] for line in lines(workdir)[-1:]]
+    if done and done[0] >= step:
+      return
+    assert process.poll() is None, process.stdout.read()
+    time.sleep(0.05)
+  raise AssertionError(f'step {step} was not reached')
+
+
+def restore(workdir):
+  config = json.loads((workdir / 'config.json').read_text())
+  config = ml_collections.FrozenConfigDict(config)
+  _, state = step_lib.init_state(config)
+  with Checkpointer(
+    workdir / 'checkpoints',
+    keep=config.train.keep,
+    config_fingerprint=config_fingerprint(config.to_dict()),
+  ) as checkpoints:
+    return checkpoints.restore_latest(state)
+
+
+@pytest.fixture(scope='module')
+def finished(home):
+  """A run that nothing disturbed."""
+  workdir = home / 'undisturbed'
+  code, output = complete(home, workdir)
+  assert code == 0, output
+  for part in ('bits_per_byte', 'Levels, fastest first', 'A sample', 'Done.'):
+    assert part in output
+  for name in ('results.json', 'curves.png', 'timing.jsonl', 'tensorboard'):
+    assert (workdir / name).exists(), name
+  return workdir
+
+
+def assert_same_end(workdir, reference):
+  restored, expected = restore(workdir), restore(reference)
+  assert restored.step == expected.step == STEPS
+  assert restored.data_state == expected.data_state
+  leaves, structure = jax.tree.flatten(restored.state)
+  expected_leaves, expected_structure = jax.tree.flatten(expected.state)
+  assert structure == expected_structure
+  for leaf, wanted in zip(leaves, expected_leaves, strict=True):
+    np.testing.assert_array_equal(leaf, wanted)
+  assert lines(workdir) == lines(reference)
+  results = [(w / 'results.json').read_text() for w in (workdir, reference)]
+  assert results[0] == results[1]
+
+
+def test_five_kills_change_nothing(home, finished):
+  workdir, rng = home / 'killed', random.Random(0)
+  for round_ in range(5):
+    process = start(home, workdir)
+    wait_for_step(process, workdir, 24 * round_ + 8)
+    time.sleep(0.4 * rng.random())
+    assert process.poll() is None, 'the run ended before it was killed'
+    process.kill()
+    process.communicate()
+  steps = [json.loads(line)['step'] for line in lines(workdir)]
+  assert max(steps) < STEPS
+  code, output = complete(home, workdir)
+  assert code == 0, output
+  assert 'Going on from the checkpoint of step' in output
+  assert_same_end(workdir, finished)
+
+
+def test_sigterm_saves_and_ends_well(home, finished):
+  workdir = home / 'terminated'
+  process = start(home, workdir)
+  wait_for_step(process, workdir, 8)
+  process.send_signal(signal.SIGTERM)
+  output, _ = process.communicate(timeout=100)
+  assert process.returncode == 0, output
+  assert 'the same command goes on from there' in output
+  saved = restore(workdir).step
+  assert 8 <= saved < STEPS
+  assert f'step {saved} of {STEPS} is saved' in ' '.join(output.split())
+  assert complete(home, workdir)[0] == 0
+  assert_same_end(workdir, finished)
+
+
+def test_loss_that_is_not_finite_stops_the_run(home):
+  workdir = home / 'diverged'
+  code, output = complete(
+    home,
+    workdir,
+    '--config.optimizer.learning_rate=1e30',
+    '--config.optimizer.warmup_steps=2',
+    '--config.train.checkpoint_every=1',
+  )
+  assert code == 1, output
+  (path,) = workdir.glob('nonfinite_batch_step_*.npz')
+  step = int(path.stem.rsplit('_', 1)[1])
+  assert f'step {step}: loss' in output and 'The largest memory is' in output
+  assert np.load(path)['inputs'].shape == (16, 128)
+  good = restore(workdir)
+  assert 0 < good.step < step
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(good.state.params))
+
+
+def test_metrics_name_every_memory(finished):
+  record = json.loads(lines(finished)[-2])
+  for name in ('k', 'v', 'eta', 'alpha', 'memory'):
+    for layer in range(2):
+      assert record[f'{name}/state_norm/layer_{layer}'] > 0
+      assert record[f'{name}/write_norm/layer_{layer}'] > 0
+
+
+def test_generate(home, finished):
+  command = [sys.executable, '-m', 'hope.generate', f'--workdir={finished}']
+
+  def text(*flags):
+    done = subprocess.run(
+      [*command, '--tokens=20', *flags],
+      cwd=ROOT,
+      env=environment(home),
+      capture_output=True,
+      text=True,
+      timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+  first = text('--prompt=memory ', '--seed=1')
+  assert first.startswith('memory ')
+  assert first == text('--prompt=memory ', '--seed=1')
+  assert first != text('--prompt=memory ', '--seed=2', '--temperature=2')
+
+
+def test_greedy_decoding_is_the_whole_pass(finished):
+  """The state carries the whole prompt, and each token that was drawn."""
+  _, tokenizer, graph, params = generate.load(str(finished))
+  prompt = tokenizer.encode('memory learns the kernel slowly')[None]
+  new = sampling.generate(graph, params, prompt, 8, temperature=0.0)
+  tokens = np.concatenate([prompt, new], axis=1)
+  logits, _ = nnx.merge(graph, params)(tokens)
+  start = prompt.shape[1] - 1
+  expected = np.argmax(logits[:, start:-1], axis=-1)
+  np.testing.assert_array_equal(new, expected)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    ('data.source', 'text:{home}/none/*.txt', 'none/*.txt'),
+    ('data.source', 'text:{home}/empty/*.txt', 'empty'),
+    ('data.tokenizer', 'bpe:{home}/none.json', 'no such file'),
+    ('data.seq_len', 100_000, 'data.seq_len=100000'),
+    ('model.num_heads', 5, 'does not divide'),
+    ('model.titans.chunk_size', 24, 'must divide'),
+    ('train.accumulate', 3, 'does not divide'),
+    ('model.preset', 'large', 'choose one of'),
+    ('workdir', '{home}/tiny.py', 'No files can be written'),
+    ('workdir', '{home}/other', 'another configuration'),
+  ],
+)
+def test_user_errors_come_before_compilation(
+  home, monkeypatch, field, value, message
+):
+  (home / 'empty').mkdir(exist_ok=True)
+  (home / 'empty' / 'nothing.txt').touch()
+  (home / 'other').mkdir(exist_ok=True)
+  (home / 'other' / 'config.json').write_text('{"seed": 7}')
+  monkeypatch.setattr(step_lib, 'init_state', None)  # nothing may be built
+  space = {}
+  exec((home / 'tiny.py').read_text(), space)
+  config, workdir = space['get_config'](), str(home / 'refused')
+  value = value.format(home=home) if isinstance(value, str) else value
+  if field == 'workdir':
+    workdir = value
+  else:
+    config.update_from_flattened_dict({field: value})
+  with pytest.raises((ValueError, OSError), match=re.escape(message)):
+    loop.run(config, workdir)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--config={home}/tiny.py'], '--workdir=DIR is missing'),
+    (
+      ['--config={home}/tiny.py', '--config.train.stepps=3', '--workdir=x'],
+      'Did you mean "steps"',
+    ),
+    (['--config={home}/absent.py', '--workdir=x'], 'absent.py'),
+  ],
+  ids=['no workdir', 'mistyped field', 'no experiment'],
+)
+def test_command_line_errors(home, flags, message):
+  done = subprocess.run(
+    [sys.executable, '-m', 'hope.main', *(f.format(home=home) for f in flags)],
+    cwd=ROOT,
+    env=environment(home),
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+  assert done.returncode == 2
+  assert message in done.stderr and 'Traceback' not in done.stderr

@@ -1,0 +1,119 @@
+"""8,192 tokens at initialisation and after the main job."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+import sysconfig
+
+from flax import nnx
+import jax
+import numpy as np
+import pytest
+
+from hope import config as config_lib
+from hope import generate
+from hope.training import step as step_lib
+from hope.training.checkpoint import Checkpointer
+from hope.training.workdir import config_fingerprint
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SYMBOLS = ('text', 'four', 'one')
+LENGTH = 8192
+
+
+def stream_of(symbols):
+  """[1, 8192] byte tokens."""
+  if symbols == 'text':
+    folder = pathlib.Path(sysconfig.get_paths()['stdlib'])
+    text = (folder / 'argparse.py').read_bytes()[:LENGTH]
+    return np.frombuffer(text, np.uint8)[None].astype(np.int32)
+  if symbols == 'four':
+    choices = np.frombuffer(b'abcd', np.uint8)
+    return np.random.default_rng(6).choice(choices, (1, LENGTH)).astype('int32')
+  return np.full((1, LENGTH), ord('a'), np.int32)
+
+
+def assert_bounded_and_alive(graph, params, symbols):
+  """Finite and bounded all along; every memory still writes at the end."""
+  read = jax.jit(lambda p, x, s: nnx.merge(graph, p)(x, s))
+  state = nnx.merge(graph, params).init_state(1)
+  sizes, peaks, norms = [], [], []
+  for piece in np.split(stream_of(symbols), 8, axis=1):
+    logits, state = read(params, piece, state)
+    floats = [x for x in jax.tree.leaves(state) if x.dtype == np.float32]
+    assert all(np.isfinite(x).all() for x in floats)
+    assert np.isfinite(logits).all()
+    assert not any(denormals(x) for x in floats)
+    sizes.append(max(float(np.abs(x).max()) for x in floats))
+    peaks.append(float(np.abs(logits).max()))
+    norms.append(jax.tree.map(float, step_lib.memory_norms(state)))
+  assert max(sizes) < 50, sizes
+  assert max(sizes[4:]) < 2 * max(sizes[:4]), sizes
+  assert max(peaks[4:]) < 2 * max(peaks[:4]), peaks
+  writes = [name for name in norms[0] if 'write_norm' in name]
+  assert len(writes) == 5 * 4
+  for name in writes:
+    # One symbol again and again is learned, so that its errors shrink.
+    least = 1e-3 if symbols == 'one' else 0.1
+    assert norms[-1][name] > least * norms[0][name] > 0, (name, norms)
+
+
+def denormals(x):
+  x = np.abs(np.asarray(x))
+  return int(np.sum((x > 0) & (x < np.finfo(np.float32).tiny)))
+
+
+@pytest.fixture(scope='module')
+def initial():
+  path = ROOT / 'experiments' / 'smoke.py'
+  spec = importlib.util.spec_from_file_location('smoke', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return step_lib.build_model(config_lib.resolve(module.get_config(), 257))
+
+
+@pytest.mark.parametrize('symbols', SYMBOLS)
+def test_long_streams_at_initialisation(initial, symbols):
+  assert_bounded_and_alive(*initial, symbols)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """(graph, state) after the main job; MAIN_JOB=DIR names one that was run."""
+  workdir = os.environ.get('MAIN_JOB')
+  if not workdir:
+    workdir = str(tmp_path_factory.mktemp('main'))
+    command = [sys.executable, '-m', 'hope.main', f'--workdir={workdir}']
+    subprocess.run(
+      [*command, '--config=experiments/smoke.py'], cwd=ROOT, check=True
+    )
+  config, _, graph, _ = generate.load(workdir)
+  _, state = step_lib.init_state(config)
+  with Checkpointer(
+    pathlib.Path(workdir) / 'checkpoints',
+    keep=config.train.keep,
+    config_fingerprint=config_fingerprint(config.to_dict()),
+  ) as checkpoints:
+    state = checkpoints.restore_latest(state).state
+  return graph, state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('symbols', SYMBOLS)
+def test_long_streams_after_the_main_job(trained, symbols):
+  graph, state = trained
+  assert_bounded_and_alive(graph, state.params, symbols)
+
+
+@pytest.mark.slow
+def test_no_value_is_denormal_after_the_main_job(trained):
+  state = trained[1]
+  leaves = jax.tree_util.tree_leaves_with_path((state.params, state.opt_state))
+  found = {
+    jax.tree_util.keystr(path): denormals(leaf)
+    for path, leaf in leaves
+    if leaf.dtype == np.float32
+  }
+  assert not any(found.values()), {k: v for k, v in found.items() if v}

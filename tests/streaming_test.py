@@ -1,0 +1,208 @@
+"""Any pieces of a stream are the whole, and nothing sees the future."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from layer_cases import (
+  STREAM_BAR,
+  assert_same,
+  call,
+  inputs,
+  jit,
+  randomize,
+  relative,
+  titans,
+)
+import numpy as np
+import pytest
+
+from hope import config as config_lib
+from hope.layers.attention import CausalAttention
+from hope.layers.cms import ContinuumMemory
+from hope.memory import stream
+from hope.model import Hope
+
+# ------------------------------------------------------------------- streaming
+
+
+def titans_module(**options):
+  options = {'chunk_size': 8, 'projection_chunk_size': 4} | options
+  return titans(**options)
+
+
+def cms_module(variant, **options):
+  return randomize(
+    ContinuumMemory(
+      8,
+      8,
+      mode='in_context',
+      variant=variant,
+      periods=(2, 8),
+      objective='l2',
+      dtype=jnp.float32,
+      rngs=nnx.Rngs(0),
+      **options,
+    ),
+    jnp.float32,
+  )
+
+
+def attention_module(max_context=32):
+  return CausalAttention(8, 2, max_context, rngs=nnx.Rngs(0))
+
+
+def small_config(**fields):
+  config = config_lib.base_config()
+  config.model.width, config.model.num_heads = 16, 2
+  config.model.num_layers = 2
+  config.model.remat = False
+  config.update_from_flattened_dict(fields)
+  return config_lib.resolve(config, 64)
+
+
+def model_module(**fields):
+  fields = {
+    'model.titans.chunk_size': 8,
+    'model.titans.projection_chunk_size': 4,
+    'model.cms.mode': 'in_context',
+    'model.cms.periods': (2, 8),
+    'model.vocab_size': 64,
+    **fields,
+  }
+  return Hope(small_config(**fields), rngs=nnx.Rngs(0))
+
+
+MODULES = {
+  'titans': titans_module,
+  'titans_zero': functools.partial(
+    titans_module,
+    chunk_size=4,
+    projection_chunk_size=8,
+    anchor='zero',
+    read='chunk',
+    q_memory=True,
+    momentum=False,
+  ),
+  'titans_static': functools.partial(
+    titans_module, self_modifying=False, mix='none', hidden_multiple=0
+  ),
+  'cms_sequential': functools.partial(cms_module, 'sequential'),
+  'cms_independent': functools.partial(cms_module, 'independent'),
+  'attention': functools.partial(attention_module, 5),
+  'model': model_module,
+}
+# Of 24 tokens, at chunks of 4 and 8: each token by itself, cuts within chunks,
+# and a mixture with a cut between chunks. Few lengths, for each is compiled.
+SPLITS = ([1] * 24, [5, 14, 5], [1, 1, 1, 5, 14, 1, 1])
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_pieces_are_the_whole(name):
+  module = MODULES[name]()
+  if name.startswith('model'):
+    x = jax.random.randint(jax.random.key(3), (2, 24), 0, 64)
+  else:
+    x = inputs(2, 24, 8)
+  run = call(module)
+  y, state = run(x, None)
+  for split in SPLITS:
+    assert sum(split) == 24
+    pieces, piece_state, done = [], module.init_state(2), 0
+    for size in split:
+      piece, piece_state = run(x[:, done : done + size], piece_state)
+      pieces.append(piece)
+      done += size
+    assert relative(jnp.concatenate(pieces, axis=1), y) <= STREAM_BAR
+    assert_same(piece_state, state, STREAM_BAR)
+
+
+def test_blocks_smaller_than_their_chunk(monkeypatch):
+  """A chunk of 128 in blocks of 64, 32 and 128, whole and in pieces."""
+  layer = titans(chunk_size=128, projection_chunk_size=128)
+  x = inputs(1, 200, 8)
+  assert stream.block_size(128) == 64
+  results = []
+  for block in (64, 32, 128):
+    monkeypatch.setattr(stream, 'MAX_BLOCK', block)
+    results.append(call(layer)(x, None))
+  for result in results[1:]:
+    assert_same(result, results[0], STREAM_BAR)
+  monkeypatch.setattr(stream, 'MAX_BLOCK', 64)
+  run = call(layer)
+  first, state = run(x[:, :100], None)
+  second, state = run(x[:, 100:], state)
+  joined = jnp.concatenate([first, second], axis=1)
+  assert_same((joined, state), results[0], STREAM_BAR)
+
+
+# ------------------------------------------------------------------- causality
+
+
+def sensitivity(function, x):
+  """[t, b, t]: whether the output at t of the first sequence sees an input."""
+  y, vjp = jax.vjp(function, x)
+  tokens = y.shape[1]
+  seeds = jnp.zeros((tokens, *y.shape))
+  seeds = seeds.at[jnp.arange(tokens), 0, jnp.arange(tokens)].set(1.0)
+  (gradients,) = jax.vmap(vjp)(seeds)
+  return jnp.max(jnp.abs(gradients), axis=-1)
+
+
+def assert_causal(seen):
+  tokens = seen.shape[0]
+  seen = np.asarray(seen)
+  assert np.isfinite(seen).all()
+  np.testing.assert_array_equal(seen[:, 1:], 0)
+  later = np.triu(np.ones((tokens, tokens), bool), 1)
+  np.testing.assert_array_equal(seen[:, 0][later], 0)
+  assert (np.diag(seen[:, 0]) > 0).all()
+
+
+@pytest.mark.parametrize('name', ['titans', 'titans_zero', 'cms_independent'])
+def test_no_gradient_from_later_tokens(name):
+  module = MODULES[name]()
+  function = lambda x: module(x)[0]
+  seen = jit(functools.partial(sensitivity, function))(inputs(2, 18, 8))
+  assert_causal(seen)
+  # Blocks of the CMS read at the start of their chunk, here of two tokens.
+  assert (seen[-1, 0, :16] > 0).all()
+
+
+def test_no_gradient_from_later_tokens_of_attention():
+  module = attention_module(5)
+  function = lambda x: module(x)[0]
+  seen = jit(functools.partial(sensitivity, function))(inputs(2, 18, 8))
+  assert_causal(seen)
+  # It sees itself and the five tokens before it.
+  np.testing.assert_array_equal(seen[-1, 0] > 0, np.arange(18) >= 12)
+
+
+def embedding_sensitivity(model, tokens):
+  """`sensitivity` of the logit of an unused symbol to distinct tokens.
+
+  The embedding is tied to the output, so only a symbol that is nowhere in the
+  input lets the gradient of the others' rows be that of the inputs alone.
+  """
+  graph, embedding, rest = nnx.split(
+    model, lambda path, _: 'embed' in path, ...
+  )
+
+  def function(rows):
+    table = jax.tree.map(lambda e: e.at[: rows.shape[0]].set(rows), embedding)
+    logits, _ = nnx.merge(graph, table, rest)(tokens)
+    return logits[..., -1]
+
+  rows = jax.tree.leaves(embedding)[0][: tokens.size]
+  return function, rows
+
+
+def test_no_gradient_from_later_tokens_of_the_model():
+  model = model_module()
+  tokens = jnp.arange(36).reshape(2, 18)
+  function, rows = embedding_sensitivity(model, tokens)
+  seen = jit(lambda rows: sensitivity(lambda r: function(r)[..., None], rows))(
+    rows
+  )
+  assert_causal(seen.reshape(18, 2, 18))

@@ -14,7 +14,7 @@ from hope.config import base_config, parse_arg
 
 def get_config(arg: str = ''):
   """Returns the configuration; arguments: memory (true), seed (0), steps."""
-  args = parse_arg(arg, memory=True, seed=0, steps=150)
+  args = parse_arg(arg, memory=True, seed=0, steps=120)
   config = base_config()
   config.seed = args.seed
   config.data.seq_len = 512

@@ -17,8 +17,7 @@ import numpy as np
 from hope import command_line, sampling
 from hope.data import tokenization
 from hope.training import step as step_lib
-from hope.training.checkpoint import Checkpointer
-from hope.training.workdir import config_fingerprint
+from hope.training.checkpoint import open_checkpoints
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of a run.', required=True
@@ -48,11 +47,7 @@ def load(workdir: str):
   config = ml_collections.FrozenConfigDict(json.loads(path.read_text()))
   tokenizer = tokenization.open_tokenizer(config, str(folder))
   graph, state = step_lib.init_state(config)
-  with Checkpointer(
-    folder / 'checkpoints',
-    keep=config.train.keep,
-    config_fingerprint=config_fingerprint(config.to_dict()),
-  ) as checkpoints:
+  with open_checkpoints(folder, config) as checkpoints:
     restored = checkpoints.restore_latest(state)
   if restored is None:
     raise ValueError(f'{folder} has no checkpoint yet; let it train on.')

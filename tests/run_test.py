@@ -19,8 +19,7 @@ import pytest
 from hope import generate, sampling
 from hope.training import loop
 from hope.training import step as step_lib
-from hope.training.checkpoint import Checkpointer
-from hope.training.workdir import config_fingerprint
+from hope.training.checkpoint import open_checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 150
@@ -106,11 +105,7 @@ def restore(workdir):
   config = json.loads((workdir / 'config.json').read_text())
   config = ml_collections.FrozenConfigDict(config)
   _, state = step_lib.init_state(config)
-  with Checkpointer(
-    workdir / 'checkpoints',
-    keep=config.train.keep,
-    config_fingerprint=config_fingerprint(config.to_dict()),
-  ) as checkpoints:
+  with open_checkpoints(workdir, config) as checkpoints:
     return checkpoints.restore_latest(state)
 
 
@@ -146,7 +141,7 @@ def test_five_kills_change_nothing(home, finished):
   for round_ in range(5):
     process = start(home, workdir)
     wait_for_step(process, workdir, 24 * round_ + 8)
-    time.sleep(0.4 * rng.random())
+    time.sleep(0.2 * rng.random())
     assert process.poll() is None, 'the run ended before it was killed'
     process.kill()
     process.communicate()

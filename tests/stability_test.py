@@ -15,8 +15,7 @@ import pytest
 from hope import config as config_lib
 from hope import generate
 from hope.training import step as step_lib
-from hope.training.checkpoint import Checkpointer
-from hope.training.workdir import config_fingerprint
+from hope.training.checkpoint import open_checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SYMBOLS = ('text', 'four', 'one')
@@ -91,11 +90,7 @@ def trained(tmp_path_factory):
     )
   config, _, graph, _ = generate.load(workdir)
   _, state = step_lib.init_state(config)
-  with Checkpointer(
-    pathlib.Path(workdir) / 'checkpoints',
-    keep=config.train.keep,
-    config_fingerprint=config_fingerprint(config.to_dict()),
-  ) as checkpoints:
+  with open_checkpoints(workdir, config) as checkpoints:
     state = checkpoints.restore_latest(state).state
   return graph, state
 

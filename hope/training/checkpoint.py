@@ -28,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from hope.training import manifest
+from hope.training import workdir as workdir_lib
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -374,3 +375,19 @@ class Checkpointer:
     self._manager.reload()
     self._refused = []
     self._prepared = True
+
+
+def open_checkpoints(
+  workdir: str | os.PathLike[str], config: Any
+) -> Checkpointer:
+  """The checkpoints of a run, in `<workdir>/checkpoints`.
+
+  Args:
+    workdir: Directory of the run.
+    config: Its resolved configuration.
+  """
+  return Checkpointer(
+    epath.Path(workdir) / 'checkpoints',
+    keep=config.train.keep,
+    config_fingerprint=workdir_lib.config_fingerprint(config.to_dict()),
+  )

@@ -19,11 +19,11 @@ from hope import levels, sampling
 from hope.evaluation import yardsticks
 from hope.parallel import devices
 from hope.training import step as step_lib
-from hope.training.checkpoint import Checkpointer
+from hope.training.checkpoint import open_checkpoints
 from hope.training.curves import draw_curves
 from hope.training.metrics import MetricsWriter
 from hope.training.progress import Progress
-from hope.training.workdir import check_workdir, config_fingerprint
+from hope.training.workdir import check_workdir
 
 
 class NonFiniteLossError(RuntimeError):
@@ -119,11 +119,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   mesh = devices.data_mesh(config.data.batch_size // config.train.accumulate)
   graph, state = step_lib.init_state(config)
   state = devices.put_everywhere(state, mesh)
-  checkpoints = Checkpointer(
-    folder / 'checkpoints',
-    keep=config.train.keep,
-    config_fingerprint=config_fingerprint(config.to_dict()),
-  )
+  checkpoints = open_checkpoints(folder, config)
   start = 0
   if restored := checkpoints.restore_latest(state):
     state, start = restored.state, restored.step

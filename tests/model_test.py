@@ -173,6 +173,7 @@ ERRORS = [
     r'hidden_multiple=-1 must be 0 \(linear\) or more',
   ),
   ({'model.titans.eta_max': -0.5}, r'eta_max=-0\.5 must not be negative'),
+  ({'model.titans.target_max': 0.0}, r'target_max=0\.0 must be positive'),
   ({'model.cms.periods': ()}, r'cms\.periods=\(\) needs one period'),
   ({'model.cms.periods': (4, 0)}, r'cms\.periods=\(4, 0\) needs one period'),
   (

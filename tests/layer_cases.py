@@ -6,7 +6,6 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from hope.layers.titans import SelfReferentialTitans, TitansOptions
 
@@ -14,12 +13,6 @@ BAR = 1e-10
 GRADIENT_BAR = 1e-6
 STREAM_BAR = 1e-4
 MEMORIES = ('k', 'v', 'eta', 'alpha', 'memory')
-
-
-@pytest.fixture
-def x64():
-  with jax.enable_x64(True):
-    yield
 
 
 def relative(actual, expected):

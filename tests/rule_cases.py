@@ -4,7 +4,6 @@ import functools
 
 import jax
 import numpy as np
-import pytest
 
 from hope.memory import rule
 
@@ -20,12 +19,6 @@ CASES = (
 BAR = 1e-12
 GRADIENT_BAR = 1e-10
 FLOAT32_BAR = 1e-4
-
-
-@pytest.fixture
-def x64():
-  with jax.enable_x64(True):
-    yield
 
 
 def make(case, tokens, *, lead=(2,), width=6, output=5, seed=0):

@@ -3,7 +3,13 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from layer_cases import GRADIENT_BAR, MEMORIES, jit
+from layer_cases import (
+  GRADIENT_BAR,
+  MEMORIES,
+  embedding_sensitivity,
+  jit,
+  model_module,
+)
 import ml_collections
 import numpy as np
 
@@ -20,6 +26,8 @@ def deep_model(**fields):
   config.model.num_layers, config.model.remat = 4, False
   config.model.titans.chunk_size = 8
   config.model.titans.projection_chunk_size = 8
+  # The bound has a corner, where finite differences say nothing.
+  config.model.titans.target_max = None
   config.update_from_flattened_dict(fields)
   config = ml_collections.ConfigDict(config_lib.resolve(config, 32))
   config.model.dtype = 'float64'

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hope import config as config_lib
 from hope.layers.titans import SelfReferentialTitans, TitansOptions
+from hope.model import Hope
 
 BAR = 1e-10
 GRADIENT_BAR = 1e-6
@@ -69,3 +71,43 @@ def call(module, jit=jit):
   graph, params = nnx.split(module)
   run = jit(lambda params, x, state: nnx.merge(graph, params)(x, state))
   return functools.partial(run, params)
+
+
+def small_config(**fields):
+  config = config_lib.base_config()
+  config.model.width, config.model.num_heads = 16, 2
+  config.model.num_layers = 2
+  config.model.remat = False
+  config.update_from_flattened_dict(fields)
+  return config_lib.resolve(config, 64)
+
+
+def model_module(**fields):
+  fields = {
+    'model.titans.chunk_size': 8,
+    'model.titans.projection_chunk_size': 4,
+    'model.cms.mode': 'in_context',
+    'model.cms.periods': (2, 8),
+    'model.vocab_size': 64,
+    **fields,
+  }
+  return Hope(small_config(**fields), rngs=nnx.Rngs(0))
+
+
+def embedding_sensitivity(model, tokens):
+  """`sensitivity` of the logit of an unused symbol to distinct tokens.
+
+  The embedding is tied to the output, so only a symbol that is nowhere in the
+  input lets the gradient of the others' rows be that of the inputs alone.
+  """
+  graph, embedding, rest = nnx.split(
+    model, lambda path, _: 'embed' in path, ...
+  )
+
+  def function(rows):
+    table = jax.tree.map(lambda e: e.at[: rows.shape[0]].set(rows), embedding)
+    logits, _ = nnx.merge(graph, table, rest)(tokens)
+    return logits[..., -1]
+
+  rows = jax.tree.leaves(embedding)[0][: tokens.size]
+  return function, rows

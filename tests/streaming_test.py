@@ -9,8 +9,10 @@ from layer_cases import (
   STREAM_BAR,
   assert_same,
   call,
+  embedding_sensitivity,
   inputs,
   jit,
+  model_module,
   randomize,
   relative,
   titans,
@@ -18,11 +20,9 @@ from layer_cases import (
 import numpy as np
 import pytest
 
-from hope import config as config_lib
 from hope.layers.attention import CausalAttention
 from hope.layers.cms import ContinuumMemory
 from hope.memory import stream
-from hope.model import Hope
 
 # ------------------------------------------------------------------- streaming
 
@@ -51,27 +51,6 @@ def cms_module(variant, **options):
 
 def attention_module(max_context=32):
   return CausalAttention(8, 2, max_context, rngs=nnx.Rngs(0))
-
-
-def small_config(**fields):
-  config = config_lib.base_config()
-  config.model.width, config.model.num_heads = 16, 2
-  config.model.num_layers = 2
-  config.model.remat = False
-  config.update_from_flattened_dict(fields)
-  return config_lib.resolve(config, 64)
-
-
-def model_module(**fields):
-  fields = {
-    'model.titans.chunk_size': 8,
-    'model.titans.projection_chunk_size': 4,
-    'model.cms.mode': 'in_context',
-    'model.cms.periods': (2, 8),
-    'model.vocab_size': 64,
-    **fields,
-  }
-  return Hope(small_config(**fields), rngs=nnx.Rngs(0))
 
 
 MODULES = {
@@ -177,25 +156,6 @@ def test_no_gradient_from_later_tokens_of_attention():
   assert_causal(seen)
   # It sees itself and the five tokens before it.
   np.testing.assert_array_equal(seen[-1, 0] > 0, np.arange(18) >= 12)
-
-
-def embedding_sensitivity(model, tokens):
-  """`sensitivity` of the logit of an unused symbol to distinct tokens.
-
-  The embedding is tied to the output, so only a symbol that is nowhere in the
-  input lets the gradient of the others' rows be that of the inputs alone.
-  """
-  graph, embedding, rest = nnx.split(
-    model, lambda path, _: 'embed' in path, ...
-  )
-
-  def function(rows):
-    table = jax.tree.map(lambda e: e.at[: rows.shape[0]].set(rows), embedding)
-    logits, _ = nnx.merge(graph, table, rest)(tokens)
-    return logits[..., -1]
-
-  rows = jax.tree.leaves(embedding)[0][: tokens.size]
-  return function, rows
 
 
 def test_no_gradient_from_later_tokens_of_the_model():

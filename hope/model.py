@@ -13,6 +13,7 @@ import ml_collections
 from hope.layers.attention import CausalAttention
 from hope.layers.cms import ContinuumMemory
 from hope.layers.norm import RMSNorm
+from hope.layers.precision import at_least_float32
 from hope.layers.titans import SelfReferentialTitans, TitansOptions
 
 # num_layers, width, num_heads. The paper gives them for 760M (24 layers, width
@@ -123,6 +124,4 @@ class Hope(nnx.Module):
       layer = jax.checkpoint(layer, prevent_cse=False)
     x, state = jax.lax.scan(layer, x, (params, state))
     x = self.norm(x) * (self.embed.embedding.shape[-1] ** -0.5)
-    logits = self.embed.attend(x)
-    wide = jnp.promote_types(logits.dtype, jnp.float32)
-    return logits.astype(wide), state
+    return at_least_float32(self.embed.attend(x)), state

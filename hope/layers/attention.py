@@ -6,6 +6,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from hope.layers.precision import at_least_float32
+
 
 class AttentionState(NamedTuple):
   """The last `max_context` keys and values of a batch of streams.
@@ -26,8 +28,7 @@ def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
   half = x.shape[-1] // 2
   angle = position[:, None] * 1e4 ** (-jnp.arange(half) / half)
   sin, cos = jnp.sin(angle)[:, None], jnp.cos(angle)[:, None]
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  a, b = jnp.split(wide, 2, axis=-1)
+  a, b = jnp.split(at_least_float32(x), 2, axis=-1)
   y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
   return y.astype(x.dtype)
 

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from hope.layers.norm import RMSNorm, l2_normalize
+from hope.layers.precision import at_least_float32
 from hope.memory import mlp, rule, stream
 
 
@@ -107,10 +108,9 @@ class InContextLevel(nnx.Module):
     else:
       position = state.position
     z = self.norm(x)
-    wide = lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32))
-    k, v = jnp.split(wide(self.key_value(z)), 2, axis=-1)
-    gates = jax.nn.sigmoid(wide(self.gates(z)))
-    base = (self._kernels(),)
+    k, v = jnp.split(at_least_float32(self.key_value(z)), 2, axis=-1)
+    gates = jax.nn.sigmoid(at_least_float32(self.gates(z)))
+    base = mlp.spread((self._kernels(),), x.shape[0])
 
     def body(start, now, trace, block, valid):
       z, k, v, gates = block
@@ -134,7 +134,7 @@ class InContextLevel(nnx.Module):
 
     one_head = lambda a: a[:, :, None]
     xs = (
-      one_head(wide(z)),
+      one_head(at_least_float32(z)),
       one_head(width**0.5 * l2_normalize(k)),
       one_head(l2_normalize(v)),
       one_head(gates),

@@ -5,6 +5,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from hope.layers.precision import at_least_float32
+
 
 def l2_normalize(x: jax.Array) -> jax.Array:
   """x / |x| over the last axis; zero stays zero, and has a finite gradient."""
@@ -26,6 +28,6 @@ class RMSNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns an array like x [..., width]."""
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = at_least_float32(x)
     y *= lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
     return (y * self.scale[...]).astype(x.dtype)

@@ -22,7 +22,7 @@ Choice: each layer of `memory` and of the other memories has a learned rate in
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -30,6 +30,7 @@ import jax.numpy as jnp
 
 from hope.layers.convolution import CausalConvolution
 from hope.layers.norm import RMSNorm, bound_norm, l2_normalize
+from hope.layers.precision import at_least_float32
 from hope.memory import mlp, rule, stream
 
 
@@ -71,15 +72,6 @@ class TitansState(NamedTuple):
   projection_position: jax.Array | None
   memory: mlp.State
   memory_position: jax.Array | None
-
-
-def _spread(tree: Any, batch: int) -> Any:
-  """Parameters as every stream of a batch sees them, [batch, ...].
-
-  Spread before a scan, so that their gradient is summed over the batch, and
-  over the devices that hold it, once and not at every chunk.
-  """
-  return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape)), tree)
 
 
 class Memory(nnx.Module):
@@ -173,17 +165,13 @@ class SelfReferentialTitans(nnx.Module):
 
   def _anchor(self, kernels: tuple, batch: int) -> tuple | None:
     """What retention and erase pull towards, for every stream of a batch."""
-    return None if self.options.anchor == 'zero' else _spread(kernels, batch)
+    return None if self.options.anchor == 'zero' else mlp.spread(kernels, batch)
 
   def _initial(self, kernels, batch: int) -> mlp.State:
     """The fast state that a sequence starts from."""
-    zeros = self.options.anchor == 'initial'
-
-    def start(x):
-      x = jnp.broadcast_to(x, (batch, *x.shape))
-      return jnp.zeros_like(x) if zeros else x
-
-    now = jax.tree.map(start, kernels)
+    now = mlp.spread(kernels, batch)
+    if self.options.anchor == 'initial':
+      now = jax.tree.map(jnp.zeros_like, now)
     trace = jax.tree.map(jnp.zeros_like, now) if self.options.momentum else None
     return mlp.State(now, now, trace)
 
@@ -225,12 +213,10 @@ class SelfReferentialTitans(nnx.Module):
       x_q, x_k, x_v = jnp.split(mixed, 3, axis=-1)
     else:
       x_q, x_k, x_v = self.query(mixed), mixed, mixed
-    # At least float32, and float64 where the tests ask for it.
-    wide = lambda z: z.astype(jnp.promote_types(z.dtype, jnp.float32))
-    heads = lambda z: l2_normalize(wide(z).reshape(batch, t, n, -1))
+    heads = lambda z: l2_normalize(at_least_float32(z).reshape(batch, t, n, -1))
     beta = None
     if options.momentum:
-      beta = 0.95 * jax.nn.sigmoid(wide(self.beta(x)))
+      beta = 0.95 * jax.nn.sigmoid(at_least_float32(self.beta(x)))
     sources = (heads(x_q), heads(x_k), heads(x_v), beta)
 
     projected, projections, position = self._project(sources, state)
@@ -287,7 +273,7 @@ class SelfReferentialTitans(nnx.Module):
       return jax.tree.map(lambda z: jnp.moveaxis(z, 1, 2), ys), (), jnp.int32(0)
     chunk = self.options.projection_chunk_size
     base, eta_max = self._anchor(kernels, batch), self.eta_max(chunk)
-    biases, rate = _spread((biases, self.projection_rate[...]), batch)
+    biases, rate = mlp.spread((biases, self.projection_rate[...]), batch)
 
     def body(start, now, trace, x, valid):
       frozen = mlp.add(base, start)
@@ -309,7 +295,7 @@ class SelfReferentialTitans(nnx.Module):
     options, chunk = self.options, self.options.chunk_size
     batch, eta_max = projected[0].shape[0], self.eta_max(chunk)
     base = self._anchor((self.memory.kernels(),), batch)
-    rate = _spread(self.memory_rate[...], batch)
+    rate = mlp.spread(self.memory_rate[...], batch)
 
     def body(start, now, trace, x, valid):
       (q, k, v, eta, alpha), beta = x

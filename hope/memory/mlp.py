@@ -106,6 +106,15 @@ def stack(groups: list[Kernels]) -> Kernels:
   return Kernels(up, jnp.concatenate([g.down for g in groups], axis=-3))
 
 
+def spread(tree: Any, batch: int) -> Any:
+  """Parameters as every stream of a batch sees them, [batch, ...].
+
+  Spread before a scan, so that their gradient is summed over the batch, and
+  over the devices that hold it, once and not at every chunk.
+  """
+  return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape)), tree)
+
+
 def add(base: Any, kernels: Any) -> Any:
   """The kernels in force: these, plus the base that they deviate from."""
   return kernels if base is None else jax.tree.map(jnp.add, base, kernels)
@@ -220,13 +229,13 @@ def learn(
 
   decay = jax.tree.map(lambda x: jnp.expand_dims(x, 2), rates.decay)
   new, new_trace, reads = [], [], []
-  for j, (up_g, u, g) in enumerate(errors):
-    del up_g
+  for j in groups:
+    u = errors[j].features
     (down,), down_trace, read = rule.decayed_update(
       (now[j].down,),
       None if trace is None else (trace[j].down,),
       u,
-      (g,),
+      (errors[j].down,),
       eta=rule.normalized_step(rates.down[..., None, :], u),
       decay=decay,
       erase=erase,

@@ -38,11 +38,9 @@ class TrainState(NamedTuple):
 
 def build_model(config: Config) -> tuple[nnx.GraphDef, Any]:
   """Builds the model; returns its structure and its parameters as a dict."""
-  build = lambda: nnx.split(Hope(config, rngs=nnx.Rngs(config.seed)))
-  graph, _ = nnx.split(
-    nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(config.seed)))
-  )
-  return graph, jax.jit(lambda: nnx.to_pure_dict(build()[1]))()
+  build = jax.jit(lambda: nnx.split(Hope(config, rngs=nnx.Rngs(config.seed))))
+  graph, params = build()
+  return graph, nnx.to_pure_dict(params)
 
 
 def _path(keys) -> tuple[str, ...]:

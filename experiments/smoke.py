@@ -12,6 +12,7 @@ def get_config():
   """Hope 'tiny' (1.1M parameters) on the running Python's standard library."""
   config = base_config()
   config.model.preset = 'tiny'
+  config.model.remat = False
   config.model.titans.chunk_size = 16
   config.model.titans.projection_chunk_size = 16
   config.data.seq_len = 256

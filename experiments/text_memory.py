@@ -14,9 +14,10 @@ from hope.config import base_config, parse_arg
 
 def get_config(arg: str = ''):
   """Returns the configuration; arguments: memory (true), seed (0), steps."""
-  args = parse_arg(arg, memory=True, seed=0, steps=120)
+  args = parse_arg(arg, memory=True, seed=0, steps=240)
   config = base_config()
   config.seed = args.seed
+  config.model.remat = False
   config.data.seq_len = 512
   config.data.batch_size = 4
   config.optimizer.learning_rate = 6e-3

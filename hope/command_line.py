@@ -1,6 +1,7 @@
 """Starting a program whose flags hold a configuration."""
 
 from collections.abc import Callable, Sequence
+import os
 import sys
 
 from absl import app, flags
@@ -26,6 +27,19 @@ def _parse(argv: Sequence[str]) -> list[str]:
     sys.exit(2)
 
 
+def _use_huge_pages() -> None:
+  """Starts this command anew with huge pages, which glibc gives if asked.
+
+  glibc reads the setting when a process starts. A training step on the CPU
+  takes a tenth to a quarter less time with them. The process keeps its id; a
+  setting that the environment has is kept.
+  """
+  if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
+    os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def run(main: Callable[[list[str]], None]) -> None:
   """Runs main with the arguments that are no flags."""
+  _use_huge_pages()
   app.run(main, flags_parser=_parse)

@@ -68,6 +68,9 @@ def base_config() -> ml_collections.ConfigDict:
   # Largest norm of a self-generated target. None: no bound.
   titans.target_max = config_dict.placeholder(float)
   titans.target_max = 2.0
+  # Largest norm of a layer's error in a memory. None: no bound.
+  titans.error_max = config_dict.placeholder(float)
+  titans.error_max = 2.0
   # Whether q is a memory too, rather than a slow projection.
   titans.q_memory = False
   # 'dense': slow projections mix the whole width into each head before the
@@ -304,11 +307,12 @@ def _validate(config):
       f'titans.hidden_multiple={titans.hidden_multiple} must be 0 (linear) or '
       'more.'
     )
-  if titans.target_max is not None and titans.target_max <= 0:
-    raise ValueError(
-      f'titans.target_max={titans.target_max} must be positive, or None for no '
-      'bound.'
-    )
+  for field in ('target_max', 'error_max'):
+    if titans[field] is not None and titans[field] <= 0:
+      raise ValueError(
+        f'titans.{field}={titans[field]} must be positive, or None for no '
+        'bound.'
+      )
   if titans.eta_max is not None and titans.eta_max < 0:
     raise ValueError(f'titans.eta_max={titans.eta_max} must not be negative.')
   if not model.cms.periods or min(model.cms.periods) < 1:

@@ -26,8 +26,9 @@ def deep_model(**fields):
   config.model.num_layers, config.model.remat = 4, False
   config.model.titans.chunk_size = 8
   config.model.titans.projection_chunk_size = 8
-  # The bound has a corner, where finite differences say nothing.
+  # The bounds have corners, where finite differences say nothing.
   config.model.titans.target_max = None
+  config.model.titans.error_max = None
   config.update_from_flattened_dict(fields)
   config = ml_collections.ConfigDict(config_lib.resolve(config, 32))
   config.model.dtype = 'float64'

@@ -336,6 +336,11 @@ def memory(
   return z + output if residual else output
 
 
+def bound_norm(x: Array, bound: float, epsilon: float = 0.0) -> Array:
+  """x, scaled down to the norm `bound` where it is longer."""
+  return x * min(1.0, bound / np.sqrt(np.sum(x * x) + epsilon))
+
+
 def memory_errors(
   k: Array,
   target: Array,
@@ -344,6 +349,8 @@ def memory_errors(
   activation: tuple[Function, Function],
   residual: bool,
   objective: str,
+  error_max: float | None = None,
+  epsilon: float = 0.0,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
   """Inputs and output errors of both layers at key k, by the chain rule.
 
@@ -355,6 +362,9 @@ def memory_errors(
     activation: The function act and its derivative.
     residual: As in `memory`.
     objective: 'l2' or 'dot'.
+    error_max: Largest norm of the error of the output and of the hidden layer
+      (before the activation's derivative), or None for no bound.
+    epsilon: Added to the squares of these norms.
 
   Returns:
     (u, g) of `up` and (u, g) of `down`; the gradient of a layer's kernel is
@@ -364,7 +374,12 @@ def memory_errors(
   z = k @ up
   h = act(z)
   g_down = error(objective, memory(k, up, down, act, residual), target)
-  g_up = (g_down @ down.T) * act_derivative(z)
+  if error_max is not None:
+    g_down = bound_norm(g_down, error_max, epsilon)
+  back = g_down @ down.T
+  if error_max is not None:
+    back = bound_norm(back, error_max, epsilon)
+  g_up = back * act_derivative(z)
   return (k, g_up), (h, g_down)
 
 
@@ -391,6 +406,7 @@ def self_referential_titans(
   anchor: str = 'initial',
   erase: bool = True,
   target_max: float | None = None,
+  error_max: float | None = None,
   epsilon: float = 0.0,
 ) -> tuple[Array, dict[str, tuple[Array, Array]]]:
   """Self-referential Titans, token by token (Eq. 86-89; chunks of one).
@@ -430,6 +446,7 @@ def self_referential_titans(
     anchor: 'zero' or 'initial'.
     erase: Whether the rule erases (delta gradient descent) or not.
     target_max: Largest norm of a target, or None for no bound.
+    error_max: As in `memory_errors`.
     epsilon: Added to the squared norms of k, v, q and targets.
 
   Returns:
@@ -485,8 +502,7 @@ def self_referential_titans(
         for name in memories:
           target = call(name, v)
           if target_max is not None:
-            norm = np.sqrt(np.sum(target * target) + epsilon)
-            target = target * min(1.0, target_max / norm)
+            target = bound_norm(target, target_max, epsilon)
           layers = memory_errors(
             k,
             target,
@@ -494,6 +510,8 @@ def self_referential_titans(
             activation,
             name not in ('eta', 'alpha'),
             objective,
+            error_max,
+            epsilon,
           )
           for layer, (u, g) in enumerate(layers):
             step = normalized_step(eta * rates[name][layer][n], u)

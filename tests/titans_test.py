@@ -93,6 +93,7 @@ def oracle(layer, x):
         anchor=options.anchor,
         erase=options.erase,
         target_max=options.target_max,
+        error_max=options.error_max,
         epsilon=1e-12,
       )
       for name, pair in kernels.items():
@@ -124,8 +125,8 @@ def final_kernels(layer, state):
 
 ORACLE_CASES = {
   'initial': {},
-  'unbounded': {'target_max': None},
-  'bounded': {'target_max': 0.3},
+  'letter': {'target_max': None, 'error_max': None},
+  'bounded': {'target_max': 0.3, 'error_max': 0.2},
   'zero': {'anchor': 'zero'},
   'plain': {'momentum': False, 'erase': False, 'retention': False},
   'q_memory': {'q_memory': True, 'momentum': False, 'anchor': 'zero'},

@@ -124,7 +124,9 @@ class InContextLevel(nnx.Module):
         trace,
         k,
         (v[..., None, :, :],),
-        mlp.Rates(eta, eta, rule.decays(gates[..., 1], None, valid), True),
+        mlp.Rates(
+          eta, eta, rule.decays(gates[..., 1], None, valid), True, None
+        ),
         self.objective,
         residual=False,
       )

@@ -14,12 +14,6 @@ def l2_normalize(x: jax.Array) -> jax.Array:
   return x * lax.rsqrt(square + 1e-12)
 
 
-def bound_norm(x: jax.Array, bound: float) -> jax.Array:
-  """x, shortened to the norm `bound` over the last axis where it is longer."""
-  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-  return x * jnp.minimum(1, bound * lax.rsqrt(square + 1e-12))
-
-
 class RMSNorm(nnx.Module):
   """x / rms(x) * scale over the last axis, in float32 or better."""
 

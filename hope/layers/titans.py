@@ -13,6 +13,12 @@ Deviation: a self-generated target M(v) is shortened to the norm target_max
 where it is longer. M(v) moves with what is written for k, so that targets can
 grow by a factor per token: after 90 outer steps at a learning rate of 6e-3 a
 run had states of 1e4, then NaN. `target_max=None` is the letter of Eq. 84.
+Deviation: the error of each layer of a memory is shortened to the norm
+error_max where it is longer. Gradients that are frozen over a chunk overshoot
+where its tokens share a key, the more the larger a layer's input and, for the
+first layer, |down|: errors then double from chunk to chunk (a run went from
+healthy states to NaN within one sequence). With the bound they cannot.
+`error_max=None` is the letter of Eq. 88.
 Choice: eta = eta_max sigmoid(M_eta(x) + bias), times 1 - beta with momentum
 (which multiplies a write by 1 / (1 - beta)); alpha = sigmoid(M_alpha(x) +
 bias), biases spread over heads so that what is stored lasts from 64 to 2,048
@@ -29,9 +35,10 @@ import jax
 import jax.numpy as jnp
 
 from hope.layers.convolution import CausalConvolution
-from hope.layers.norm import RMSNorm, bound_norm, l2_normalize
+from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import mlp, rule, stream
+from hope.memory.objectives import bound_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +57,7 @@ class TitansOptions:
   self_modifying: bool = True
   self_target: bool = True
   target_max: float | None = 2.0
+  error_max: float | None = 2.0
   q_memory: bool = False
   mix: str = 'dense'
   eta_max: float | None = None
@@ -261,6 +269,7 @@ class SelfReferentialTitans(nnx.Module):
       eta * rate[:, 1],
       rule.decays(alpha, beta, valid),
       self.options.erase,
+      self.options.error_max,
     )
 
   def _project(self, sources, state: TitansState):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from hope.memory import objectives, rule
+from hope.memory.objectives import bound_norm
 
 act = jax.nn.silu
 
@@ -128,12 +129,14 @@ class Rates(NamedTuple):
     down: [..., c], eta of the second layers, not normalised.
     decay: of the chunk's tokens.
     erase: whether the erase term is on.
+    error_max: largest norm of a layer's error; None: no bound.
   """
 
   up: jax.Array
   down: jax.Array
   decay: rule.Decays
   erase: bool
+  error_max: float | None
 
 
 class _Errors(NamedTuple):
@@ -150,18 +153,21 @@ def _errors(
   targets: jax.Array,
   objective: str,
   residual: bool,
+  error_max: float | None,
 ) -> _Errors:
   """The inputs and the errors of both layers, by the chain rule.
 
   For `down`, u = act(k @ up) and g from the objective; for `up`, u = k and
-  g = (g_down @ down.T) * act'(k @ up).
+  g = (g_down @ down.T) * act'(k @ up). Both g and g_down @ down.T are shortened
+  to the norm `error_max` where they are longer.
   """
+  bound = lambda x: x if error_max is None else bound_norm(x, error_max)
   pre, u = _features(frozen, k)
   prediction = _residual(frozen, k, u @ frozen.down, residual)
-  g = objectives.error(objective, prediction, targets)
+  g = bound(objectives.error(objective, prediction, targets))
   if frozen.up is None:
     return _Errors(None, u, g)
-  back = _join(g @ jnp.swapaxes(frozen.down, -1, -2))
+  back = _join(bound(g @ jnp.swapaxes(frozen.down, -1, -2)))
   _, activation_vjp = jax.vjp(act, pre)
   return _Errors(activation_vjp(back)[0], u, g)
 
@@ -201,7 +207,8 @@ def learn(
   frozen = add(base, start)
   groups = range(len(start))
   errors = [
-    _errors(frozen[j], k, targets[j], objective, residual) for j in groups
+    _errors(frozen[j], k, targets[j], objective, residual, rates.error_max)
+    for j in groups
   ]
   erase = None if rates.erase else 0.0
   ups: Any = [None] * len(start)

@@ -1,6 +1,8 @@
 """Objectives of the inner learning: the error that a memory descends on."""
 
 import jax
+from jax import lax
+import jax.numpy as jnp
 
 NAMES = ('l2', 'dot')
 
@@ -29,3 +31,9 @@ def error(name: str, prediction: jax.Array, target: jax.Array) -> jax.Array:
   if name == 'dot':
     return -target
   raise ValueError(f'objective={name!r} is unknown; choose one of {NAMES}.')
+
+
+def bound_norm(x: jax.Array, bound: float) -> jax.Array:
+  """x, shortened to the norm `bound` over the last axis where it is longer."""
+  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  return x * jnp.minimum(1, bound * lax.rsqrt(square + 1e-12))

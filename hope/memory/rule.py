@@ -253,51 +253,54 @@ def decayed_update(
     (kernels, traces, reads), each a tuple like `kernels`, or None.
   """
   eps = _erase_rates(erase, eta)
-  start, keep = decay.start[..., :-1, None], decay.keep[..., :-1, :]
-  wanted = [eta[..., None] * g for g in gs]
+  row, column = lambda x: x[..., None, :], lambda x: x[..., None]
+  keep, write = decay.keep[..., :-1, :], decay.write[..., :-1, :]
+  # Decays and rates scale u and the scores, which all kernels share, and not
+  # what each of them holds: its kernel, its trace and g.
+  held = [kernels, gs] if traces is None else [kernels, traces, gs]
+  held = [jnp.concatenate(x, axis=-2) for x in zip(*held, strict=True)]
 
-  def incoming(x: jax.Array, scores: jax.Array) -> list[jax.Array]:
-    """x times each kernel as it would be before each token, were none erased.
+  def incoming(x: jax.Array, scores: jax.Array) -> jax.Array:
+    """Times `held`: what x reads before each token, were nothing erased.
 
     scores: [..., c, c], x times u.
     """
-    out = [start * (x @ kernel) for kernel in kernels]
+    factors = [column(decay.start[..., :-1]) * x]
     if traces is not None:
-      lead = decay.trace[..., :-1, None]
-      out = [y + lead * (x @ t) for y, t in zip(out, traces, strict=True)]
-    weights = decay.write[..., :-1, :] * scores
-    return [y - weights @ w for y, w in zip(out, wanted, strict=True)]
+      factors.append(column(decay.trace[..., :-1]) * x)
+    factors.append(-row(eta) * write * scores)
+    return jnp.concatenate(factors, axis=-1)
 
-  stored = None
+  stored: Any = [None] * len(kernels)
   if eps is not None:
     gram = jnp.einsum('...ti,...ji->...tj', u, u)
-    column = eps[..., None]
+    factor = incoming(u, gram)
     stored = solve_unit_lower(
-      column * keep * gram, tuple(-column * y for y in incoming(u, gram))
+      row(eps) * keep * gram, [factor @ x for x in held]
     )
 
   reads: Any = None
   if queries is not None:
     match = jnp.einsum('...ti,...ji->...tj', queries, u)
-    reads = incoming(queries, match)
-    if stored is not None:
-      weights = keep * match
-      reads = [y + weights @ z for y, z in zip(reads, stored, strict=True)]
-    reads = tuple(reads)
+    factor = incoming(queries, match)
+    reads = tuple(factor @ x for x in held)
+    if eps is not None:
+      factor = row(eps) * keep * match
+      reads = tuple(y - factor @ z for y, z in zip(reads, stored, strict=True))
 
   ut = jnp.swapaxes(u, -1, -2)
   per_kernel = lambda x: x[..., None, None]
   new, new_traces = [], []
-  for j, kernel in enumerate(kernels):
-    change = -decay.write[..., -1, :, None] * wanted[j]
-    if stored is not None:
-      change += decay.keep[..., -1, :, None] * stored[j]
-    kernel = per_kernel(decay.start[..., -1]) * kernel + ut @ change
+  for j, (kernel, g, z) in enumerate(zip(kernels, gs, stored, strict=True)):
+    change = column(decay.write[..., -1, :] * eta) * g
+    if eps is not None:
+      change += column(decay.keep[..., -1, :] * eps) * z
+    kernel = per_kernel(decay.start[..., -1]) * kernel - ut @ change
     if traces is not None:
       kernel += per_kernel(decay.trace[..., -1]) * traces[j]
-      written = decay.trace_write[..., None] * wanted[j]
       new_traces.append(
-        per_kernel(decay.trace_start) * traces[j] - ut @ written
+        per_kernel(decay.trace_start) * traces[j]
+        - ut @ (column(decay.trace_write * eta) * g)
       )
     new.append(kernel)
   return tuple(new), None if traces is None else tuple(new_traces), reads

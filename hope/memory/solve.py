@@ -102,8 +102,8 @@ def _apply(matrix: jax.Array, tree: Any) -> Any:
 
 
 def _solve_fwd(lower, rhs):
-  inverse = checkpoint_name(invert_unit_lower(lower), 'inverse')
-  z = _apply(inverse, rhs)
+  inverse = checkpoint_name(invert_unit_lower(lower), 'solve')
+  z = checkpoint_name(_apply(inverse, rhs), 'solve')
   return z, (inverse, z)
 
 

@@ -80,11 +80,11 @@ def run(
   start, now, trace = state
   if full and block == chunk:
     start = None  # not carried: it is `now` at every block
-  # Of a block, the backward pass keeps the state before it and its inverses,
-  # and computes the rest anew.
+  # Of a block, the backward pass keeps the state before it and what was solved
+  # for, and computes the rest anew.
   (start, now, trace), ys = lax.scan(
     jax.checkpoint(
-      step, policy=jax.checkpoint_policies.save_only_these_names('inverse')
+      step, policy=jax.checkpoint_policies.save_only_these_names('solve')
     ),
     (start, now, trace),
     (jax.tree.map(lay, xs), jnp.arange(count)),

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+_DAY = 86_400  # seconds
+
 
 def num_cores() -> int:
   """CPU cores that this process may use."""
@@ -49,8 +51,17 @@ def put_everywhere(tree: Any, mesh: Mesh) -> Any:
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def compiler_options(mesh: Mesh) -> dict[str, bool]:
+def compiler_options(mesh: Mesh) -> dict[str, bool | int | str]:
   """Options for a program that runs on the mesh."""
-  if mesh.devices.flat[0].platform == 'cpu' and mesh.size > 1:
-    return {'xla_cpu_multi_thread_eigen': False}
-  return {}
+  if mesh.devices.flat[0].platform != 'cpu':
+    return {}
+  options: dict[str, bool | int | str] = {
+    # The library's sums over rows take several times as long as XLA's own.
+    'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT',
+  }
+  if mesh.size > 1:
+    options['xla_cpu_multi_thread_eigen'] = False
+    # A process that is suspended for a while is not to be aborted: its devices
+    # are threads, none of which can die alone.
+    options['xla_cpu_collective_call_terminate_timeout_seconds'] = _DAY
+  return options

@@ -174,6 +174,7 @@ ERRORS = [
   ),
   ({'model.titans.eta_max': -0.5}, r'eta_max=-0\.5 must not be negative'),
   ({'model.titans.target_max': 0.0}, r'target_max=0\.0 must be positive'),
+  ({'model.titans.error_max': -1.0}, r'error_max=-1\.0 must be positive'),
   ({'model.cms.periods': ()}, r'cms\.periods=\(\) needs one period'),
   ({'model.cms.periods': (4, 0)}, r'cms\.periods=\(4, 0\) needs one period'),
   (

@@ -1,0 +1,10 @@
+"""The optimizers of Nested Learning (arXiv:2512.24695) for optax."""
+
+from .matrices import MatrixAxes as MatrixAxes
+from .matrices import matrix_axes as matrix_axes
+from .matrices import newton_schulz as newton_schulz
+from .matrices import orthogonalize as orthogonalize
+from .matrices import stacked_matrix_axes as stacked_matrix_axes
+from .multi_scale_momentum import ScaleByM3State as ScaleByM3State
+from .multi_scale_momentum import m3 as m3
+from .multi_scale_momentum import scale_by_m3 as scale_by_m3

@@ -1,0 +1,151 @@
+"""Levels with periods of their own (Eq. 71)."""
+
+import doctest
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optimizers
+
+
+def params():
+  return {'fast': jnp.array([1.0, -2.0]), 'slow': {'w': jnp.ones((2, 2))}}
+
+
+def gradients(count, seed=0):
+  rng = np.random.default_rng(seed)
+  draw = lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype)
+  return [jax.tree.map(draw, params()) for _ in range(count)]
+
+
+def run(tx, sequence):
+  update, state, out = jax.jit(tx.update), tx.init(params()), []
+  for g in sequence:
+    updates, state = update(g, state, params())
+    out.append(updates)
+  return out
+
+
+BY_PATH = optimizers.label_by_path({'^fast': 'a', '.*': 'b'})
+
+
+def test_periods_of_one_are_a_partition():
+  inner = {'a': optax.adam(0.1), 'b': optax.sgd(0.2)}
+  ours = optimizers.multi_timescale(
+    {name: (1, tx) for name, tx in inner.items()}, BY_PATH
+  )
+  theirs = optax.partition(inner, BY_PATH)
+  sequence = gradients(20)
+  for x, y in zip(run(ours, sequence), run(theirs, sequence), strict=True):
+    jax.tree.map(np.testing.assert_array_equal, x, y)
+
+
+def test_gradients_are_averaged_over_a_period():
+  sequence = gradients(7)
+  out = run(
+    optimizers.multi_timescale(
+      {'a': (1, optax.sgd(0.1)), 'b': (3, optax.adam(0.1))}, BY_PATH
+    ),
+    sequence,
+  )
+  inner = optax.adam(0.1)
+  state = inner.init(params()['slow'])
+  for t, updates in enumerate(out):
+    np.testing.assert_allclose(
+      updates['fast'], -0.1 * sequence[t]['fast'], rtol=1e-6
+    )
+    expected = np.zeros((2, 2))
+    if t % 3 == 2:
+      mean = np.mean([g['slow']['w'] for g in sequence[t - 2 : t + 1]], axis=0)
+      step, state = inner.update({'w': jnp.asarray(mean)}, state)
+      expected = step['w']
+    np.testing.assert_allclose(updates['slow']['w'], expected, rtol=1e-5)
+
+
+def test_updates_are_summed_over_a_period():
+  sequence = gradients(7)
+  out = run(
+    optimizers.multi_timescale(
+      {'a': (1, optax.sgd(0.1)), 'b': (3, optax.adam(0.1))},
+      BY_PATH,
+      accumulate='updates',
+    ),
+    sequence,
+  )
+  every_step = [u['slow']['w'] for u in run(optax.adam(0.1), sequence)]
+  for t, updates in enumerate(out):
+    expected = np.zeros((2, 2))
+    if t % 3 == 2:
+      expected = np.sum(every_step[t - 2 : t + 1], axis=0)
+    np.testing.assert_allclose(updates['slow']['w'], expected, rtol=1e-5)
+
+
+def test_levels_nest():
+  """The inner period counts steps of the level that holds it."""
+  inside = optimizers.multi_timescale(
+    {'x': (1, optax.sgd(1.0)), 'y': (2, optax.sgd(1.0))},
+    optimizers.label_by_path({'fast': 'x', 'w': 'y'}),
+  )
+  tx = optimizers.multi_timescale(
+    {'all': (3, inside)}, lambda p: jax.tree.map(lambda _: 'all', p)
+  )
+  sequence = gradients(13)
+  out = run(tx, sequence)
+  moved = lambda get: [t for t, u in enumerate(out) if np.any(get(u))]
+  assert moved(lambda u: u['fast']) == [2, 5, 8, 11]
+  assert moved(lambda u: u['slow']['w']) == [5, 11]
+  mean = np.mean([g['slow']['w'] for g in sequence[:6]], axis=0)
+  np.testing.assert_allclose(out[5]['slow']['w'], -mean, rtol=1e-5)
+
+
+def test_the_inner_transformation_rests_between_periods():
+  """It runs in a branch only: its square root is nowhere else."""
+  tx = optimizers.every(4, optax.adam(0.1))
+  jaxpr = jax.make_jaxpr(tx.update)(params(), tx.init(params()))
+  names = [e.primitive.name for e in jaxpr.jaxpr.eqns]
+  inner = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == 'cond']
+  assert 'sqrt' not in names
+  assert any('sqrt' in str(e.params['branches']) for e in inner)
+
+
+def test_extra_arguments_are_passed_on():
+  def update(updates, state, params=None, *, factor, **_):
+    del params
+    return jax.tree.map(lambda g: factor * g, updates), state
+
+  inner = optax.GradientTransformationExtraArgs(
+    lambda _: optax.EmptyState(), update
+  )
+  for accumulate in ('gradients', 'updates'):
+    tx = optimizers.multi_timescale(
+      {'a': (1, inner), 'b': (2, inner)}, BY_PATH, accumulate
+    )
+    ones = jax.tree.map(jnp.ones_like, params())
+    state = tx.init(params())
+    for _ in range(2):
+      updates, state = tx.update(ones, state, params(), factor=3.0)
+    np.testing.assert_allclose(updates['fast'], 3.0)
+    np.testing.assert_allclose(
+      updates['slow']['w'], 3.0 if accumulate == 'gradients' else 6.0
+    )
+
+
+def test_errors():
+  with pytest.raises(ValueError, match=r"found in 'slow/w'"):
+    optimizers.label_by_path({'fast': 'a'})(params())
+  with pytest.raises(ValueError, match='period=0 must be at least 1'):
+    optimizers.every(0, optax.sgd(1.0))
+  with pytest.raises(ValueError, match="accumulate='sums' is unknown"):
+    optimizers.every(2, optax.sgd(1.0), 'sums')
+
+
+@pytest.mark.parametrize(
+  'name', ['matrices', 'multi_scale_momentum', 'timescales']
+)
+def test_examples(name):
+  module = importlib.import_module(f'optimizers.{name}')
+  assert doctest.testmod(module).failed == 0

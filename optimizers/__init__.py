@@ -5,6 +5,15 @@ from .matrices import matrix_axes as matrix_axes
 from .matrices import newton_schulz as newton_schulz
 from .matrices import orthogonalize as orthogonalize
 from .matrices import stacked_matrix_axes as stacked_matrix_axes
+from .momentum import MomentumState as MomentumState
+from .momentum import delta_momentum as delta_momentum
+from .momentum import feature_momentum as feature_momentum
+from .momentum import preconditioned_momentum as preconditioned_momentum
+from .momentum import scale_by_delta_momentum as scale_by_delta_momentum
+from .momentum import scale_by_feature_momentum as scale_by_feature_momentum
+from .momentum import (
+  scale_by_preconditioned_momentum as scale_by_preconditioned_momentum,
+)
 from .multi_scale_momentum import ScaleByM3State as ScaleByM3State
 from .multi_scale_momentum import m3 as m3
 from .multi_scale_momentum import scale_by_m3 as scale_by_m3

@@ -1,0 +1,347 @@
+r"""Momentum as a memory of gradients (Eq. 46-52 of arXiv:2512.24695).
+
+A momentum compresses the gradients of a run into a tree shaped like the
+parameters. What it stores (P g, or features of g), how it forgets (decay alone,
+or the delta rule) and what is read from it (m, or a function of m) are the
+arguments here. As in optax, an update is +m; the learning rate brings the sign.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from . import matrices
+
+Precondition = (
+  optax.GradientTransformation | Callable[[optax.Updates], optax.Updates]
+)
+Elementwise = Callable[[jax.Array], jax.Array]
+
+
+class MomentumState(NamedTuple):
+  """State of the momenta of this module.
+
+  Attributes:
+    trace: m, shaped like the parameters.
+    precondition: state of the preconditioner; () where it has none.
+  """
+
+  trace: optax.Updates
+  precondition: Any
+
+
+def _as_transformation(
+  precondition: Precondition | None,
+) -> optax.GradientTransformationExtraArgs:
+  if precondition is None:
+    return optax.with_extra_args_support(optax.identity())
+  if isinstance(precondition, optax.GradientTransformation):
+    return optax.with_extra_args_support(precondition)
+  function = precondition
+  return optax.with_extra_args_support(
+    optax.stateless(lambda updates, params: function(updates))
+  )
+
+
+def _momentum(
+  forget: Callable[[optax.Updates, optax.Updates], optax.Updates],
+  precondition: Precondition | None,
+  feature: Elementwise | None,
+  output: Callable[[optax.Updates], optax.Updates] | None,
+  accumulator_dtype: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """m <- forget(m, g) + P phi(g); the update is output(m)."""
+  rule = _as_transformation(precondition)
+
+  def init_fn(params):
+    return MomentumState(
+      optax.tree.zeros_like(params, dtype=accumulator_dtype),
+      rule.init(params),
+    )
+
+  def update_fn(updates, state, params=None, **extra_args):
+    written = updates if feature is None else jax.tree.map(feature, updates)
+    written, rule_state = rule.update(
+      written, state.precondition, params, **extra_args
+    )
+    trace = optax.tree.add(forget(state.trace, updates), written)
+    read = trace if output is None else output(trace)
+    return (
+      optax.tree.cast_like(read, updates),
+      MomentumState(optax.tree.cast_like(trace, state.trace), rule_state),
+    )
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def scale_by_preconditioned_momentum(
+  decay: float = 0.9,
+  precondition: Precondition | None = None,
+  *,
+  output: Callable[[optax.Updates], optax.Updates] | None = None,
+  accumulator_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Momentum of preconditioned gradients (Eq. 46-47).
+
+  .. math::
+    m_t = \alpha \, m_{t-1} + P_t \, g_t, \qquad u_t = \sigma(m_t)
+
+  Args:
+    decay: alpha.
+    precondition: P, a transformation such as `optax.scale_by_rms()`, or a
+      function from updates to updates; None: the identity, `optax.trace`.
+    output: sigma (Eq. 52), from the tree of m to the tree of updates, such as
+      `orthogonalize`; None: m itself.
+    accumulator_dtype: of m; None: that of the parameters.
+
+  Returns:
+    A transformation; extra arguments are passed to the preconditioner.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
+  """
+  forget = lambda trace, _: optax.tree.scale(decay, trace)
+  return _momentum(forget, precondition, None, output, accumulator_dtype)
+
+
+def scale_by_feature_momentum(
+  feature: Elementwise = jnp.tanh,
+  decay: float = 0.9,
+  precondition: Precondition | None = None,
+  *,
+  output: Callable[[optax.Updates], optax.Updates] | None = None,
+  accumulator_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Momentum of features of the gradients (Eq. 51).
+
+  .. math::
+    m_t = \alpha \, m_{t-1} + P_t \, \phi(g_t), \qquad u_t = \sigma(m_t)
+
+  Choice: the paper leaves phi open; tanh, which keeps small entries and bounds
+  large ones, is the default.
+
+  Args:
+    feature: phi, from an array to one of its shape, entry by entry or not.
+    decay: alpha.
+    precondition: as in `scale_by_preconditioned_momentum`, like the two below.
+    output: see above.
+    accumulator_dtype: see above.
+
+  Returns:
+    A transformation; extra arguments are passed to the preconditioner.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
+  """
+  forget = lambda trace, _: optax.tree.scale(decay, trace)
+  return _momentum(forget, precondition, feature, output, accumulator_dtype)
+
+
+def _erase(
+  m: jax.Array, g: jax.Array, axes: matrices.MatrixAxes | None, erase: float
+) -> jax.Array:
+  """eps G G^T m, of every matrix of a leaf."""
+  if axes is None:
+    stack = lambda x: (x.reshape(1, -1, 1), lambda y: y.reshape(x.shape))
+  else:
+    stack = lambda x: matrices.to_stack(x, axes)
+  keys, _ = stack(g.astype(m.dtype))
+  held, restore = stack(m)
+  square = jnp.sum(jnp.square(keys), axis=(-2, -1), keepdims=True)
+  transposed = jnp.swapaxes(keys, -1, -2)
+  if keys.shape[-2] < keys.shape[-1]:
+    stored = (keys @ transposed) @ held
+  else:
+    stored = keys @ (transposed @ held)
+  return restore(erase / (1 + erase * square) * stored)
+
+
+def scale_by_delta_momentum(
+  decay: float = 0.9,
+  erase: float = 1.0,
+  precondition: Precondition | None = None,
+  *,
+  output: Callable[[optax.Updates], optax.Updates] | None = None,
+  accumulator_dtype: Any = None,
+  axes: Any = matrices.stacked_matrix_axes,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Momentum that forgets by the delta rule (Eq. 48-49).
+
+  What m holds along the gradients of this step makes room for them:
+
+  .. math::
+    m_t = (\alpha I - \epsilon_t \, G_t G_t^T) \, m_{t-1} + P_t \, g_t, \qquad
+    \epsilon_t = \frac{e}{1 + e \|G_t\|_F^2}, \qquad u_t = \sigma(m_t)
+
+  Choice: the step is normalised as in Eq. 56, so that no direction of m is
+  multiplied by less than alpha - 1 or more than alpha, for gradients of any
+  size; the paper has :math:`\epsilon = 1`.
+
+  Args:
+    decay: alpha.
+    erase: e, >= 0. With 0 this is `scale_by_preconditioned_momentum`.
+    precondition: as in `scale_by_preconditioned_momentum`, like the two below.
+    output: see above.
+    accumulator_dtype: see above.
+    axes: tree of `MatrixAxes`, or a function from a tree to one. G is the
+      matrix [input, output] of a leaf, each of a stack by itself; a leaf whose
+      axes are None is one column. Default: the last two axes.
+
+  Returns:
+    A transformation; extra arguments are passed to the preconditioner.
+
+  Raises:
+    ValueError: if erase is negative.
+
+  References:
+    Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
+  """
+  if erase < 0:
+    raise ValueError(f'erase={erase} must not be negative.')
+
+  def forget(trace, updates):
+    wanted = axes(updates) if callable(axes) else axes
+    return jax.tree.map(
+      lambda m, g, a: decay * m - _erase(m, g, a, erase),
+      trace,
+      updates,
+      wanted,
+    )
+
+  def forget_none_erased(trace, _):
+    return optax.tree.scale(decay, trace)
+
+  return _momentum(
+    forget if erase else forget_none_erased,
+    precondition,
+    None,
+    output,
+    accumulator_dtype,
+  )
+
+
+def _with_learning_rate(
+  rule: optax.GradientTransformation,
+  learning_rate: optax.ScalarOrSchedule,
+  weight_decay: float,
+) -> optax.GradientTransformationExtraArgs:
+  rules = [rule]
+  if weight_decay:
+    rules.append(optax.add_decayed_weights(weight_decay))
+  rules.append(optax.scale_by_learning_rate(learning_rate))
+  return optax.with_extra_args_support(optax.chain(*rules))
+
+
+def preconditioned_momentum(
+  learning_rate: optax.ScalarOrSchedule,
+  decay: float = 0.9,
+  precondition: Precondition | None = None,
+  *,
+  weight_decay: float = 0.0,
+  **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """`scale_by_preconditioned_momentum` with a learning rate.
+
+  Args:
+    learning_rate: a number or a schedule.
+    decay: alpha.
+    precondition: P.
+    weight_decay: decoupled, multiplied with the learning rate.
+    **options: of `scale_by_preconditioned_momentum`.
+
+  Returns:
+    A transformation.
+
+  Examples:
+    >>> import jax.numpy as jnp, optax
+    >>> from optimizers import preconditioned_momentum
+    >>> params = jnp.array([1.0, 2.0])
+    >>> tx = preconditioned_momentum(0.1, precondition=optax.scale_by_rms())
+    >>> updates, state = tx.update(params, tx.init(params), params)
+    >>> bool((updates < 0).all())
+    True
+  """
+  return _with_learning_rate(
+    scale_by_preconditioned_momentum(decay, precondition, **options),
+    learning_rate,
+    weight_decay,
+  )
+
+
+def feature_momentum(
+  learning_rate: optax.ScalarOrSchedule,
+  feature: Elementwise = jnp.tanh,
+  decay: float = 0.9,
+  precondition: Precondition | None = None,
+  *,
+  weight_decay: float = 0.0,
+  **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """`scale_by_feature_momentum` with a learning rate.
+
+  Args:
+    learning_rate: a number or a schedule.
+    feature: phi.
+    decay: alpha.
+    precondition: P.
+    weight_decay: decoupled, multiplied with the learning rate.
+    **options: of `scale_by_feature_momentum`.
+
+  Returns:
+    A transformation.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> from optimizers import feature_momentum
+    >>> params = jnp.array([1.0, -200.0])
+    >>> tx = feature_momentum(0.5)
+    >>> updates, state = tx.update(params, tx.init(params), params)
+    >>> [round(float(x), 2) for x in updates]
+    [-0.38, 0.5]
+  """
+  return _with_learning_rate(
+    scale_by_feature_momentum(feature, decay, precondition, **options),
+    learning_rate,
+    weight_decay,
+  )
+
+
+def delta_momentum(
+  learning_rate: optax.ScalarOrSchedule,
+  decay: float = 0.9,
+  erase: float = 1.0,
+  precondition: Precondition | None = None,
+  *,
+  weight_decay: float = 0.0,
+  **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """`scale_by_delta_momentum` with a learning rate.
+
+  Args:
+    learning_rate: a number or a schedule.
+    decay: alpha.
+    erase: strength of the delta rule.
+    precondition: P.
+    weight_decay: decoupled, multiplied with the learning rate.
+    **options: of `scale_by_delta_momentum`.
+
+  Returns:
+    A transformation.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> from optimizers import delta_momentum
+    >>> params = jnp.array([3.0, 4.0])
+    >>> tx = delta_momentum(0.1)
+    >>> updates, state = tx.update(params, tx.init(params), params)
+    >>> [round(float(x), 2) for x in updates]
+    [-0.3, -0.4]
+  """
+  return _with_learning_rate(
+    scale_by_delta_momentum(decay, erase, precondition, **options),
+    learning_rate,
+    weight_decay,
+  )

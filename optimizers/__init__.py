@@ -1,5 +1,11 @@
 """The optimizers of Nested Learning (arXiv:2512.24695) for optax."""
 
+from .gradient_descent import GradientDescentState as GradientDescentState
+from .gradient_descent import delta_gradient_descent as delta_gradient_descent
+from .gradient_descent import (
+  generalized_gradient_descent as generalized_gradient_descent,
+)
+from .gradient_descent import second_moments as second_moments
 from .matrices import MatrixAxes as MatrixAxes
 from .matrices import matrix_axes as matrix_axes
 from .matrices import newton_schulz as newton_schulz

@@ -144,7 +144,14 @@ def test_errors():
 
 
 @pytest.mark.parametrize(
-  'name', ['matrices', 'momentum', 'multi_scale_momentum', 'timescales']
+  'name',
+  [
+    'gradient_descent',
+    'matrices',
+    'momentum',
+    'multi_scale_momentum',
+    'timescales',
+  ],
 )
 def test_examples(name):
   module = importlib.import_module(f'optimizers.{name}')

@@ -13,6 +13,7 @@ from hope.layers.titans import TitansState
 from hope.memory import mlp
 from hope.model import Hope
 from hope.parallel import devices
+from optimizers import multi_timescale
 
 Config = ml_collections.FrozenConfigDict
 # Parameters that decay, by the last part of their path.
@@ -69,7 +70,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
   schedule = learning_rate(config)
 
   def adamw(period: int) -> optax.GradientTransformation:
-    inner = optax.adamw(
+    return optax.adamw(
       lambda count: schedule(count * period),
       b1=o.b1,
       b2=o.b2,
@@ -79,9 +80,6 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
         lambda keys, _: _path(keys)[-1] in _DECAYED, params
       ),
     )
-    if period == 1:
-      return inner
-    return optax.MultiSteps(inner, period).gradient_transformation()
 
   periods = cms.periods if cms.mode == 'outer' else ()
 
@@ -92,12 +90,10 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
         return periods[level] if level < len(periods) else 1
     return 1
 
-  rule = adamw(1)
-  if any(period > 1 for period in periods):
-    rule = optax.partition(
-      {period: adamw(period) for period in {1, *periods}},
-      lambda params: jax.tree_util.tree_map_with_path(label, params),
-    )
+  rule = multi_timescale(
+    {period: (period, adamw(period)) for period in {1, *periods}},
+    lambda params: jax.tree_util.tree_map_with_path(label, params),
+  )
   return optax.chain(optax.clip_by_global_norm(o.clip_norm), rule)
 
 

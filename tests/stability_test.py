@@ -39,7 +39,7 @@ def assert_bounded_and_alive(graph, params, symbols):
   read = jax.jit(lambda p, x, s: nnx.merge(graph, p)(x, s))
   state = nnx.merge(graph, params).init_state(1)
   sizes, peaks, norms = [], [], []
-  for piece in np.split(stream_of(symbols), 8, axis=1):
+  for piece in np.split(stream_of(symbols), 32, axis=1):
     logits, state = read(params, piece, state)
     floats = [x for x in jax.tree.leaves(state) if x.dtype == np.float32]
     assert all(np.isfinite(x).all() for x in floats)
@@ -49,14 +49,19 @@ def assert_bounded_and_alive(graph, params, symbols):
     peaks.append(float(np.abs(logits).max()))
     norms.append(jax.tree.map(float, step_lib.memory_norms(state)))
   assert max(sizes) < 50, sizes
-  assert max(sizes[4:]) < 2 * max(sizes[:4]), sizes
-  assert max(peaks[4:]) < 2 * max(peaks[:4]), peaks
+  assert max(sizes[16:]) < 2 * max(sizes[:16]), sizes
+  assert max(peaks[16:]) < 2 * max(peaks[:16]), peaks
   writes = [name for name in norms[0] if 'write_norm' in name]
   assert len(writes) == 5 * 4
   for name in writes:
-    # One symbol again and again is learned, so that its errors shrink.
+    # The write at the end of each piece: a single one says little, as it
+    # depends on which tokens came last. One symbol again and again is learned,
+    # so that its errors shrink.
     least = 1e-3 if symbols == 'one' else 0.1
-    assert norms[-1][name] > least * norms[0][name] > 0, (name, norms)
+    written = [x[name] for x in norms]
+    assert min(written) > 0, (name, written)
+    late, early = np.mean(written[16:]), np.mean(written[:16])
+    assert late > least * early, (name, written)
 
 
 def denormals(x):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optimizer_cases import run
 import pytest
 
 import optimizers
@@ -65,15 +66,6 @@ def averaged(gradients, b1, b2, b3, alpha, period, eps):
 
 def gradients(shape, count=10, seed=0):
   return np.random.default_rng(seed).standard_normal((count, *shape))
-
-
-def run(tx, params, sequence):
-  """All updates of a sequence of gradients."""
-  update, state, out = jax.jit(tx.update), tx.init(params), []
-  for g in sequence:
-    updates, state = update(g, state, params)
-    out.append(updates)
-  return out, state
 
 
 # ------------------------------------------------------------- Newton-Schulz
@@ -295,7 +287,7 @@ print(json.dumps({
 
 @pytest.mark.parametrize('kind', ['auto', 'explicit'])
 def test_no_collective_in_the_iteration(kind):
-  run = subprocess.run(
+  process = subprocess.run(
     [sys.executable, '-c', MESH_PROGRAM, kind],
     cwd=ROOT,
     env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu'},
@@ -303,8 +295,8 @@ def test_no_collective_in_the_iteration(kind):
     text=True,
     check=False,
   )
-  assert run.returncode == 0, run.stderr
-  result = json.loads(run.stdout.splitlines()[-1])
+  assert process.returncode == 0, process.stderr
+  result = json.loads(process.stdout.splitlines()[-1])
   assert result['bodies'] >= 1
   assert result['inside'] == []
   assert result['error'] < 1e-5

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optimizer_cases
 import pytest
 
 import optimizers
@@ -16,18 +17,12 @@ def params():
   return {'fast': jnp.array([1.0, -2.0]), 'slow': {'w': jnp.ones((2, 2))}}
 
 
-def gradients(count, seed=0):
-  rng = np.random.default_rng(seed)
-  draw = lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype)
-  return [jax.tree.map(draw, params()) for _ in range(count)]
+def gradients(count):
+  return optimizer_cases.gradients(params(), count)
 
 
 def run(tx, sequence):
-  update, state, out = jax.jit(tx.update), tx.init(params()), []
-  for g in sequence:
-    updates, state = update(g, state, params())
-    out.append(updates)
-  return out
+  return optimizer_cases.run(tx, params(), sequence)[0]
 
 
 BY_PATH = optimizers.label_by_path({'^fast': 'a', '.*': 'b'})

@@ -46,6 +46,11 @@ def _as_transformation(
   )
 
 
+def _decay(decay: float) -> Callable[[optax.Updates, Any], optax.Updates]:
+  """Forgets by decay alone, whatever the gradients are."""
+  return lambda trace, _: optax.tree.scale(decay, trace)
+
+
 def _momentum(
   forget: Callable[[optax.Updates, optax.Updates], optax.Updates],
   precondition: Precondition | None,
@@ -103,8 +108,7 @@ def scale_by_preconditioned_momentum(
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
-  forget = lambda trace, _: optax.tree.scale(decay, trace)
-  return _momentum(forget, precondition, None, output, accumulator_dtype)
+  return _momentum(_decay(decay), precondition, None, output, accumulator_dtype)
 
 
 def scale_by_feature_momentum(
@@ -136,8 +140,9 @@ def scale_by_feature_momentum(
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
-  forget = lambda trace, _: optax.tree.scale(decay, trace)
-  return _momentum(forget, precondition, feature, output, accumulator_dtype)
+  return _momentum(
+    _decay(decay), precondition, feature, output, accumulator_dtype
+  )
 
 
 def _erase(
@@ -211,11 +216,8 @@ def scale_by_delta_momentum(
       wanted,
     )
 
-  def forget_none_erased(trace, _):
-    return optax.tree.scale(decay, trace)
-
   return _momentum(
-    forget if erase else forget_none_erased,
+    forget if erase else _decay(decay),
     precondition,
     None,
     output,

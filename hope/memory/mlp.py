@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from hope.memory import objectives, rule
-from hope.memory.objectives import bound_norm
 
 act = jax.nn.silu
 
@@ -161,7 +160,9 @@ def _errors(
   g = (g_down @ down.T) * act'(k @ up). Both g and g_down @ down.T are shortened
   to the norm `error_max` where they are longer.
   """
-  bound = lambda x: x if error_max is None else bound_norm(x, error_max)
+  bound = lambda x: (
+    x if error_max is None else objectives.bound_norm(x, error_max)
+  )
   pre, u = _features(frozen, k)
   prediction = _residual(frozen, k, u @ frozen.down, residual)
   g = bound(objectives.error(objective, prediction, targets))

@@ -151,7 +151,7 @@ def test_linear_memories():
     return jnp.mean(jnp.square(logits[:, 4:])), state
 
   gradients, state = jit(jax.grad(loss, has_aux=True))(params)
-  assert state[0].memory.now[0].up is None
+  assert state[0].memory.now.up is None
   for name in ('k', 'v', 'q', 'eta', 'alpha', 'memory'):
     gradient = np.asarray(gradients.blocks.mixer[name].down[...])
     assert np.isfinite(gradient).all()

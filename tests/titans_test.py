@@ -107,19 +107,18 @@ def oracle(layer, x):
 def final_kernels(layer, state):
   """(up, down) by (name, sequence, head), as the oracle gives them."""
   anchored = layer.options.anchor == 'initial'
-  wide = ['k', 'v'] + (['q'] if layer.options.q_memory else [])
+  wide = ['v', *(['q'] if layer.options.q_memory else []), 'k']
   groups = [
-    (wide, layer._generators()[0], state.projections.now[0]),
-    (['eta', 'alpha'], layer._generators()[1], state.projections.now[1]),
-    (['memory'], layer.memory.kernels(), state.memory.now[0]),
+    ([*wide, 'eta', 'alpha'], layer._generators(), state.projections.now),
+    (['memory'], layer.memory.kernels(), state.memory.now),
   ]
   kernels = {}
   for names, base, now in groups:
     now = mlp.add(base if anchored else None, now)
     for index, name in enumerate(names):
-      one = mlp.select(now, index)
+      one = mlp.select(now, index, index + 1)
       for b, h in np.ndindex(one.up.shape[:2]):
-        kernels[name, b, h] = one.up[b, h], one.down[b, h, 0]
+        kernels[name, b, h] = one.up[b, h], one.down[0][b, h, 0]
   return kernels
 
 

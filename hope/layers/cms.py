@@ -30,7 +30,7 @@ class LevelState(NamedTuple):
   """Fast state of an in-context level; () for an outer one.
 
   Attributes:
-    memory: mlp.State, up [b, 1, d, f], down [b, 1, 1, f, d].
+    memory: mlp.State, up [b, 1, d, f], down ([b, 1, 1, f, d],).
     position: tokens since the level's chunk began.
   """
 
@@ -90,12 +90,12 @@ class InContextLevel(nnx.Module):
     self.up, self.down = normal(width, hidden), normal(hidden, width)
 
   def _kernels(self) -> mlp.Kernels:
-    return mlp.Kernels(self.up[...][None], self.down[...][None, None])
+    return mlp.Kernels(self.up[...][None], (self.down[...][None, None],))
 
   def init_state(self, batch: int) -> LevelState:
     """The deviations from the initial block: zero."""
     zeros = jax.tree.map(
-      lambda x: jnp.zeros((batch, *x.shape)), (self._kernels(),)
+      lambda x: jnp.zeros((batch, *x.shape)), self._kernels()
     )
     return LevelState(mlp.State(zeros, zeros, None), jnp.int32(0))
 
@@ -110,7 +110,7 @@ class InContextLevel(nnx.Module):
     z = self.norm(x)
     k, v = jnp.split(at_least_float32(self.key_value(z)), 2, axis=-1)
     gates = jax.nn.sigmoid(at_least_float32(self.gates(z)))
-    base = mlp.spread((self._kernels(),), x.shape[0])
+    base = mlp.spread(self._kernels(), x.shape[0])
 
     def body(start, now, trace, block, valid):
       z, k, v, gates = block
@@ -130,8 +130,7 @@ class InContextLevel(nnx.Module):
         self.objective,
         residual=False,
       )
-      (frozen,) = mlp.add(base, start)
-      y = mlp.forward(frozen, z, residual=False)
+      (y,) = mlp.forward(mlp.add(base, start), z, residual=False)
       return new, trace, y[..., 0, :, :]
 
     one_head = lambda a: a[:, :, None]

@@ -99,9 +99,9 @@ class Memory(nnx.Module):
       self.down = nnx.Param(std * jax.random.normal(key(), (heads, i, o)))
 
   def kernels(self) -> mlp.Kernels:
-    """As a group of one memory: up [n, i, f], down [n, 1, f, o]."""
+    """Kernels of one memory: up [n, i, f], down [n, 1, f, o]."""
     up = self.up[...] if hasattr(self, 'up') else None
-    return mlp.Kernels(up, self.down[...][:, None])
+    return mlp.Kernels(up, (self.down[...][:, None],))
 
 
 class SelfReferentialTitans(nnx.Module):
@@ -164,18 +164,20 @@ class SelfReferentialTitans(nnx.Module):
       return self.options.eta_max
     return 1.0 if self.options.objective == 'dot' else 1.0 / chunk
 
-  def _generators(self) -> tuple[mlp.Kernels, mlp.Kernels]:
-    """The memories that generate: of k, v (and q), and of eta, alpha."""
-    wide = [self.k, self.v] + ([self.q] if self.options.q_memory else [])
-    gates = [self.eta, self.alpha]
-    group = lambda memories: mlp.stack([x.kernels() for x in memories])
-    return group(wide), group(gates)
+  def _generators(self) -> mlp.Kernels:
+    """The memories that generate: v, (q,) k in a group, eta, alpha in one.
 
-  def _anchor(self, kernels: tuple, batch: int) -> tuple | None:
+    k, eta and alpha, which read the same, are neighbours.
+    """
+    wide = [self.v, *([self.q] if self.options.q_memory else []), self.k]
+    gates = [self.eta, self.alpha]
+    return mlp.stack([[x.kernels() for x in group] for group in (wide, gates)])
+
+  def _anchor(self, kernels: mlp.Kernels, batch: int) -> mlp.Kernels | None:
     """What retention and erase pull towards, for every stream of a batch."""
     return None if self.options.anchor == 'zero' else mlp.spread(kernels, batch)
 
-  def _initial(self, kernels, batch: int) -> mlp.State:
+  def _initial(self, kernels: mlp.Kernels, batch: int) -> mlp.State:
     """The fast state that a sequence starts from."""
     now = mlp.spread(kernels, batch)
     if self.options.anchor == 'initial':
@@ -192,7 +194,7 @@ class SelfReferentialTitans(nnx.Module):
       self.conv.init_state(batch),
       projections,
       jnp.int32(0),
-      self._initial((self.memory.kernels(),), batch),
+      self._initial(self.memory.kernels(), batch),
       jnp.int32(0),
     )
 
@@ -239,23 +241,26 @@ class SelfReferentialTitans(nnx.Module):
     eta is in (0, 1): the bound is applied where a memory learns.
     """
     x_q, x_k, x_v, _ = x
-    wide, gates = kernels
-    k = mlp.forward(mlp.select(wide, 0), x_k)[..., 0, :, :]
-    v = mlp.forward(mlp.select(wide, 1), x_v)[..., 0, :, :]
-    q = x_q
-    if self.options.q_memory:
-      q = mlp.forward(mlp.select(wide, 2), x_q)[..., 0, :, :]
-    gates = mlp.forward(gates, x_k)
+    wide = kernels.down[0].shape[-3]
+    one = lambda j, z: mlp.forward(mlp.select(kernels, j, j + 1), z)[0]
+    v = one(0, x_v)[..., 0, :, :]
+    q = one(1, x_q)[..., 0, :, :] if self.options.q_memory else x_q
+    k, gates = mlp.forward(mlp.select(kernels, wide - 1, wide + 2), x_k)
+    k = k[..., 0, :, :]
     gates = jax.nn.sigmoid(gates[..., 0] + biases[..., None])
     eta, alpha = gates[..., 0, :], gates[..., 1, :]
     if not self.options.retention:
       alpha = jnp.ones_like(alpha)
     return l2_normalize(q), l2_normalize(k), l2_normalize(v), eta, alpha
 
-  def _targets(self, kernels: mlp.Kernels, v: jax.Array) -> jax.Array:
-    """Self-generated values M(v) (Eq. 84), [..., m, c, o]."""
+  def _targets(
+    self, kernels: mlp.Kernels, v: jax.Array
+  ) -> tuple[jax.Array, ...]:
+    """Self-generated values M(v) (Eq. 84), [..., m, c, o] of each group."""
     targets, bound = mlp.forward(kernels, v), self.options.target_max
-    return targets if bound is None else bound_norm(targets, bound)
+    if bound is None:
+      return targets
+    return tuple(bound_norm(x, bound) for x in targets)
 
   def _rates(self, eta, alpha, beta, rate, eta_max, valid) -> mlp.Rates:
     eta = eta_max * eta
@@ -288,7 +293,7 @@ class SelfReferentialTitans(nnx.Module):
       frozen = mlp.add(base, start)
       q, k, v, eta, alpha = self._generate(frozen, biases, x)
       rates = self._rates(eta, alpha, x[3], rate, eta_max, valid)
-      targets = tuple(self._targets(group, v) for group in frozen)
+      targets = self._targets(frozen, v)
       new, new_trace, _ = mlp.learn(
         base, start, now, trace, k, targets, rates, self.options.objective
       )
@@ -303,7 +308,7 @@ class SelfReferentialTitans(nnx.Module):
     """Runs `memory`; returns (reads [b, t, n, d], state, position)."""
     options, chunk = self.options, self.options.chunk_size
     batch, eta_max = projected[0].shape[0], self.eta_max(chunk)
-    base = self._anchor((self.memory.kernels(),), batch)
+    base = self._anchor(self.memory.kernels(), batch)
     rate = mlp.spread(self.memory_rate[...], batch)
 
     def body(start, now, trace, x, valid):
@@ -311,7 +316,7 @@ class SelfReferentialTitans(nnx.Module):
       frozen = mlp.add(base, start)
       targets = (v[..., None, :, :],)
       if options.self_target:
-        targets = (self._targets(frozen[0], v),)
+        targets = self._targets(frozen, v)
       new, new_trace, reads = mlp.learn(
         base,
         start,
@@ -324,7 +329,7 @@ class SelfReferentialTitans(nnx.Module):
         q if options.read == 'token' else None,
       )
       if options.read == 'chunk':
-        reads = (mlp.forward(frozen[0], q),)
+        reads = mlp.forward(frozen, q)
       return new, new_trace, reads[0][..., 0, :, :]
 
     new, position, y = stream.run(

@@ -1,12 +1,13 @@
-"""Groups of memories that share their key: their values, errors and learning.
+"""Memories that share their key: their values, errors and learning.
 
-A group holds m memories of one form per head, all of whose outputs have the
-same width o. A memory is M(z) = z + act(z @ up) @ down (Eq. 89 of
-arXiv:2512.24695; no residual where i != o), or linear, M(z) = z @ down. The
-first layers of a group are one kernel [i, m f], since all of them read the same
-key: one Gram matrix and one solve serve them all.
+A memory is M(z) = z + act(z @ up) @ down (Eq. 89 of arXiv:2512.24695; no
+residual where i != o), or linear, M(z) = z @ down. Memories whose values have
+the same width o form a group; `down` has a kernel of each. Their first layers
+are one kernel `up`, since all of them read the same key: one Gram matrix and
+one solve serve them all.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,19 +19,20 @@ act = jax.nn.silu
 
 
 class Kernels(NamedTuple):
-  """The kernels of a group, or anything shaped like them.
+  """The kernels of all memories of a head, or anything shaped like them.
 
   Attributes:
-    up: [..., i, m f]; None for linear memories.
-    down: [..., m, f, o]; [..., m, i, o] for linear memories.
+    up: [..., i, m f] for m memories in all; None if they are linear.
+    down: of each group, [..., m, f, o] for its m memories; [..., m, i, o] if
+      they are linear.
   """
 
   up: Any
-  down: Any
+  down: tuple[Any, ...]
 
 
 class State(NamedTuple):
-  """The fast state of a group, [b, n, ...] in every kernel.
+  """The fast state of memories, [b, n, ...] in every kernel.
 
   With `anchor='initial'` the kernels are deviations from the initial state.
 
@@ -45,25 +47,31 @@ class State(NamedTuple):
   trace: Kernels | None
 
 
-def _features(kernels: Kernels, z: jax.Array) -> tuple[jax.Array, ...]:
-  """Pre-activations [..., c, m f] and features of each, [..., m, c, f]."""
-  m = kernels.down.shape[-3]
+def _features(
+  kernels: Kernels, z: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  """Pre-activations [..., c, m f] of all, features [..., m, c, f] by group."""
   if kernels.up is None:
-    return z, jnp.broadcast_to(
-      z[..., None, :, :], (*z.shape[:-2], m, *z.shape[-2:])
+    shape = lambda m: (*z.shape[:-2], m, *z.shape[-2:])
+    return z, tuple(
+      jnp.broadcast_to(z[..., None, :, :], shape(x.shape[-3]))
+      for x in kernels.down
     )
   pre = z @ kernels.up
-  return pre, _split(act(pre), m)
+  return pre, _split(act(pre), kernels)
 
 
-def _split(x: jax.Array, m: int) -> jax.Array:
-  """[..., c, m f] -> [..., m, c, f]."""
-  return jnp.moveaxis(x.reshape(*x.shape[:-1], m, -1), -2, -3)
+def _split(x: jax.Array, kernels: Kernels) -> tuple[jax.Array, ...]:
+  """[..., c, m f] of all memories -> [..., m, c, f] of each group."""
+  f = kernels.down[0].shape[-2]
+  x = jnp.moveaxis(x.reshape(*x.shape[:-1], -1, f), -2, -3)
+  ends = list(itertools.accumulate(d.shape[-3] for d in kernels.down))
+  return tuple(jnp.split(x, ends[:-1], axis=-3))
 
 
-def _join(x: jax.Array) -> jax.Array:
-  """[..., m, c, f] -> [..., c, m f]."""
-  x = jnp.moveaxis(x, -3, -2)
+def _join(xs: list[jax.Array]) -> jax.Array:
+  """The inverse of `_split`."""
+  x = jnp.moveaxis(jnp.concatenate(xs, axis=-3), -3, -2)
   return x.reshape(*x.shape[:-2], -1)
 
 
@@ -74,36 +82,52 @@ def _residual(kernels: Kernels, z: jax.Array, out: jax.Array, residual: bool):
   return out
 
 
-def forward(kernels: Kernels, z: jax.Array, residual: bool = True) -> jax.Array:
-  """M(z) of every memory of a group.
+def forward(
+  kernels: Kernels, z: jax.Array, residual: bool = True
+) -> tuple[jax.Array, ...]:
+  """M(z) of every memory.
 
   Args:
-    kernels: of the group, up [..., i, m f], down [..., m, f, o].
+    kernels: up [..., i, m f], down [..., m, f, o] of each group.
     z: [..., c, i].
     residual: False leaves z out of M(z) = z + act(z @ up) @ down.
 
   Returns:
-    [..., m, c, o].
+    Of each group, [..., m, c, o].
   """
-  out = _features(kernels, z)[1] @ kernels.down
-  return _residual(kernels, z, out, residual)
+  _, features = _features(kernels, z)
+  return tuple(
+    _residual(kernels, z, u @ down, residual)
+    for u, down in zip(features, kernels.down, strict=True)
+  )
 
 
-def select(kernels: Kernels, index: int) -> Kernels:
-  """The group that holds the one memory at `index`."""
-  m, f = kernels.down.shape[-3:-1]
-  up = kernels.up
+def select(kernels: Kernels, first: int, last: int) -> Kernels:
+  """The memories first, ..., last - 1, counted through all groups."""
+  up, f, down = kernels.up, kernels.down[0].shape[-2], []
   if up is not None:
-    up = up[..., index * f : (index + 1) * f]
-  return Kernels(up, kernels.down[..., index : index + 1, :, :])
+    up = up[..., first * f : last * f]
+  for group in kernels.down:
+    part = group[..., max(first, 0) : max(last, 0), :, :]
+    if part.shape[-3]:
+      down.append(part)
+    first, last = first - group.shape[-3], last - group.shape[-3]
+  return Kernels(up, tuple(down))
 
 
-def stack(groups: list[Kernels]) -> Kernels:
-  """One group of the memories of several."""
+def stack(groups: list[list[Kernels]]) -> Kernels:
+  """Single memories as groups, each a list of those of the same width o."""
+  every = [memory for group in groups for memory in group]
   up = None
-  if groups[0].up is not None:
-    up = jnp.concatenate([g.up for g in groups], axis=-1)
-  return Kernels(up, jnp.concatenate([g.down for g in groups], axis=-3))
+  if every[0].up is not None:
+    up = jnp.concatenate([memory.up for memory in every], axis=-1)
+  return Kernels(
+    up,
+    tuple(
+      jnp.concatenate([memory.down[0] for memory in group], axis=-3)
+      for group in groups
+    ),
+  )
 
 
 def spread(tree: Any, batch: int) -> Any:
@@ -138,23 +162,15 @@ class Rates(NamedTuple):
   error_max: float | None
 
 
-class _Errors(NamedTuple):
-  """What the layers of a group learn from; `up` is None if it is linear."""
-
-  up: Any
-  features: jax.Array
-  down: jax.Array
-
-
 def _errors(
   frozen: Kernels,
   k: jax.Array,
-  targets: jax.Array,
+  targets: tuple[jax.Array, ...],
   objective: str,
   residual: bool,
   error_max: float | None,
-) -> _Errors:
-  """The inputs and the errors of both layers, by the chain rule.
+) -> tuple[tuple[jax.Array, ...], Kernels]:
+  """What the layers learn from, by the chain rule: (features, errors).
 
   For `down`, u = act(k @ up) and g from the objective; for `up`, u = k and
   g = (g_down @ down.T) * act'(k @ up). Both g and g_down @ down.T are shortened
@@ -163,29 +179,34 @@ def _errors(
   bound = lambda x: (
     x if error_max is None else objectives.bound_norm(x, error_max)
   )
-  pre, u = _features(frozen, k)
-  prediction = _residual(frozen, k, u @ frozen.down, residual)
-  g = bound(objectives.error(objective, prediction, targets))
-  if frozen.up is None:
-    return _Errors(None, u, g)
-  back = _join(bound(g @ jnp.swapaxes(frozen.down, -1, -2)))
-  _, activation_vjp = jax.vjp(act, pre)
-  return _Errors(activation_vjp(back)[0], u, g)
+  pre, features = _features(frozen, k)
+  errors, back = [], []
+  for u, down, target in zip(features, frozen.down, targets, strict=True):
+    prediction = _residual(frozen, k, u @ down, residual)
+    g = bound(objectives.error(objective, prediction, target))
+    errors.append(g)
+    if frozen.up is not None:
+      back.append(bound(g @ jnp.swapaxes(down, -1, -2)))
+  up = None
+  if frozen.up is not None:
+    _, activation_vjp = jax.vjp(act, pre)
+    (up,) = activation_vjp(_join(back))
+  return features, Kernels(up, tuple(errors))
 
 
 def learn(
-  base: tuple[Kernels, ...] | None,
-  start: tuple[Kernels, ...],
-  now: tuple[Kernels, ...],
-  trace: tuple[Kernels, ...] | None,
+  base: Kernels | None,
+  start: Kernels,
+  now: Kernels,
+  trace: Kernels | None,
   k: jax.Array,
   targets: tuple[jax.Array, ...],
   rates: Rates,
   objective: str,
-  queries: Any = None,
+  queries: jax.Array | None = None,
   residual: bool = True,
-) -> tuple[tuple[Kernels, ...], tuple[Kernels, ...] | None, Any]:
-  """Groups that share their key learn c tokens by rule (A).
+) -> tuple[Kernels, Kernels | None, tuple[jax.Array, ...] | None]:
+  """Memories that share their key learn c tokens by rule (A).
 
   All gradients are taken at `start` (Eq. 90: frozen within a chunk).
 
@@ -206,21 +227,17 @@ def learn(
     before each token, [..., m, c, o].
   """
   frozen = add(base, start)
-  groups = range(len(start))
-  errors = [
-    _errors(frozen[j], k, targets[j], objective, residual, rates.error_max)
-    for j in groups
-  ]
+  features, errors = _errors(
+    frozen, k, targets, objective, residual, rates.error_max
+  )
   erase = None if rates.erase else 0.0
-  ups: Any = [None] * len(start)
-  up_traces: Any = [None] * len(start)
-  q_features: Any = [None] * len(start)
-  if frozen[0].up is not None:
-    ups, up_traces, q_pre = rule.decayed_update(
-      tuple(x.up for x in now),
-      None if trace is None else tuple(x.up for x in trace),
+  up, up_trace, q_features = None, None, [None] * len(features)
+  if frozen.up is not None:
+    up, up_trace, q_pre = rule.decayed_update(
+      now.up,
+      None if trace is None else trace.up,
       k,
-      tuple(x.up for x in errors),
+      errors.up,
       eta=rule.normalized_step(rates.up, k),
       decay=rates.decay,
       erase=erase,
@@ -228,37 +245,32 @@ def learn(
     )
     if queries is not None:
       if base is not None:
-        q_pre = [q_pre[j] + queries @ base[j].up for j in groups]
-      q_features = [
-        _split(act(q_pre[j]), frozen[j].down.shape[-3]) for j in groups
-      ]
+        q_pre += queries @ base.up
+      q_features = _split(act(q_pre), frozen)
   elif queries is not None:
-    q_features = [_features(x, queries)[1] for x in frozen]
+    _, q_features = _features(frozen, queries)
 
   decay = jax.tree.map(lambda x: jnp.expand_dims(x, 2), rates.decay)
-  new, new_trace, reads = [], [], []
-  for j in groups:
-    u = errors[j].features
-    (down,), down_trace, read = rule.decayed_update(
-      (now[j].down,),
-      None if trace is None else (trace[j].down,),
+  downs, down_traces, reads = [], [], []
+  for j, u in enumerate(features):
+    down, down_trace, read = rule.decayed_update(
+      now.down[j],
+      None if trace is None else trace.down[j],
       u,
-      (errors[j].down,),
+      errors.down[j],
       eta=rule.normalized_step(rates.down[..., None, :], u),
       decay=decay,
       erase=erase,
       queries=q_features[j],
     )
-    new.append(Kernels(ups[j], down))
-    if trace is not None:
-      new_trace.append(Kernels(up_traces[j], down_trace[0]))
+    downs.append(down)
+    down_traces.append(down_trace)
     if queries is not None:
-      out = read[0]
       if base is not None:
-        out += q_features[j] @ base[j].down
-      reads.append(_residual(frozen[j], queries, out, residual))
+        read += q_features[j] @ base.down[j]
+      reads.append(_residual(frozen, queries, read, residual))
   return (
-    tuple(new),
-    None if trace is None else tuple(new_trace),
+    Kernels(up, tuple(downs)),
+    None if trace is None else Kernels(up_trace, tuple(down_traces)),
     None if queries is None else tuple(reads),
   )

@@ -129,7 +129,8 @@ def _products_fwd(x):
 
 def _products_bwd(table, table_bar):
   # The product without x_s is [t, s + 1] times [s, j].
-  after = jnp.swapaxes(table[..., :, 1:], -1, -2) @ table_bar[..., :, :-1]
+  # Row 0, before any factor, has nothing to give.
+  after = jnp.swapaxes(table[..., 1:, 1:], -1, -2) @ table_bar[..., 1:, :-1]
   return (jnp.sum(after * table[..., :-1, :-1], axis=-1),)
 
 
@@ -207,58 +208,51 @@ def chunk_update(
 
   Args and Returns: as `token_update`.
   """
-  (kernel,), traces, reads = decayed_update(
-    (kernel,),
-    None if trace is None else (trace,),
+  return decayed_update(
+    kernel,
+    trace,
     u,
-    (g,),
+    g,
     eta=eta,
     decay=decays(alpha, beta),
     erase=erase,
     queries=queries,
   )
-  return (
-    kernel,
-    None if traces is None else traces[0],
-    None if reads is None else reads[0],
-  )
 
 
 def decayed_update(
-  kernels: tuple[jax.Array, ...],
-  traces: tuple[jax.Array, ...] | None,
+  kernel: jax.Array,
+  trace: jax.Array | None,
   u: jax.Array,
-  gs: tuple[jax.Array, ...],
+  g: jax.Array,
   *,
   eta: jax.Array,
   decay: Decays,
   erase: jax.Array | float | None = None,
   queries: jax.Array | None = None,
-) -> tuple[tuple[jax.Array, ...], Any, Any]:
-  """`chunk_update` of several kernels that share their input.
-
-  One Gram matrix and one inverse serve all of them.
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+  """`chunk_update`, given what its decay factors are.
 
   Args:
-    kernels: each [..., i, o] with an o of its own.
-    traces: like `kernels`, or None.
+    kernel: [..., i, o].
+    trace: [..., i, o], or None.
     u: [..., c, i].
-    gs: [..., c, o] for each kernel.
+    g: [..., c, o].
     eta: [..., c], normalised.
     decay: of alpha and beta.
     erase: as in `chunk_update`.
     queries: [..., c, i], or None.
 
   Returns:
-    (kernels, traces, reads), each a tuple like `kernels`, or None.
+    (kernel, trace, reads), as `chunk_update`.
   """
   eps = _erase_rates(erase, eta)
   row, column = lambda x: x[..., None, :], lambda x: x[..., None]
   keep, write = decay.keep[..., :-1, :], decay.write[..., :-1, :]
-  # Decays and rates scale u and the scores, which all kernels share, and not
-  # what each of them holds: its kernel, its trace and g.
-  held = [kernels, gs] if traces is None else [kernels, traces, gs]
-  held = [jnp.concatenate(x, axis=-2) for x in zip(*held, strict=True)]
+  # All that a token reads is one product with what it reads from. Decays and
+  # rates scale the other factor, which is the narrower one.
+  held = [kernel, g] if trace is None else [kernel, trace, g]
+  held = jnp.concatenate(held, axis=-2)
 
   def incoming(x: jax.Array, scores: jax.Array) -> jax.Array:
     """Times `held`: what x reads before each token, were nothing erased.
@@ -266,44 +260,34 @@ def decayed_update(
     scores: [..., c, c], x times u.
     """
     factors = [column(decay.start[..., :-1]) * x]
-    if traces is not None:
+    if trace is not None:
       factors.append(column(decay.trace[..., :-1]) * x)
     factors.append(-row(eta) * write * scores)
-    return jnp.concatenate(factors, axis=-1)
+    return jnp.concatenate(factors, axis=-1) @ held
 
-  stored: Any = [None] * len(kernels)
+  change = column(decay.write[..., -1, :] * eta) * g
+  stored = None
   if eps is not None:
     gram = jnp.einsum('...ti,...ji->...tj', u, u)
-    factor = incoming(u, gram)
-    stored = solve_unit_lower(
-      row(eps) * keep * gram, [factor @ x for x in held]
-    )
+    stored = solve_unit_lower(row(eps) * keep * gram, incoming(u, gram))
+    change += column(decay.keep[..., -1, :] * eps) * stored
 
-  reads: Any = None
+  reads = None
   if queries is not None:
     match = jnp.einsum('...ti,...ji->...tj', queries, u)
-    factor = incoming(queries, match)
-    reads = tuple(factor @ x for x in held)
+    reads = incoming(queries, match)
     if eps is not None:
-      factor = row(eps) * keep * match
-      reads = tuple(y - factor @ z for y, z in zip(reads, stored, strict=True))
+      reads -= (row(eps) * keep * match) @ stored
 
   ut = jnp.swapaxes(u, -1, -2)
   per_kernel = lambda x: x[..., None, None]
-  new, new_traces = [], []
-  for j, (kernel, g, z) in enumerate(zip(kernels, gs, stored, strict=True)):
-    change = column(decay.write[..., -1, :] * eta) * g
-    if eps is not None:
-      change += column(decay.keep[..., -1, :] * eps) * z
-    kernel = per_kernel(decay.start[..., -1]) * kernel - ut @ change
-    if traces is not None:
-      kernel += per_kernel(decay.trace[..., -1]) * traces[j]
-      new_traces.append(
-        per_kernel(decay.trace_start) * traces[j]
-        - ut @ (column(decay.trace_write * eta) * g)
-      )
-    new.append(kernel)
-  return tuple(new), None if traces is None else tuple(new_traces), reads
+  new = per_kernel(decay.start[..., -1]) * kernel - ut @ change
+  if trace is None:
+    return new, None, reads
+  new += per_kernel(decay.trace[..., -1]) * trace
+  trace = per_kernel(decay.trace_start) * trace
+  trace -= ut @ (column(decay.trace_write * eta) * g)
+  return new, trace, reads
 
 
 def _erase_rates(erase, eta):

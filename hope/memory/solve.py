@@ -6,8 +6,6 @@ float32 error is 4e2 at 64 equal keys. One inverse serves the solve and, by its
 transpose, the backward pass.
 """
 
-from typing import Any
-
 import jax
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
@@ -84,36 +82,30 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def solve_unit_lower(lower: jax.Array, rhs: Any) -> Any:
+def solve_unit_lower(lower: jax.Array, rhs: jax.Array) -> jax.Array:
   """Returns z with (I + lower) z = rhs.
 
   Args:
     lower: [..., c, c], strictly lower triangular.
-    rhs: [..., c, o], with the same leading dimensions, or a tree of them.
+    rhs: [..., c, o], with the same leading dimensions.
 
   Returns:
-    Like rhs.
+    [..., c, o].
   """
-  return _apply(invert_unit_lower(lower), rhs)
-
-
-def _apply(matrix: jax.Array, tree: Any) -> Any:
-  return jax.tree.map(lambda x: _matmul(matrix, x), tree)
+  return _matmul(invert_unit_lower(lower), rhs)
 
 
 def _solve_fwd(lower, rhs):
   inverse = checkpoint_name(invert_unit_lower(lower), 'solve')
-  z = checkpoint_name(_apply(inverse, rhs), 'solve')
+  z = checkpoint_name(_matmul(inverse, rhs), 'solve')
   return z, (inverse, z)
 
 
 def _solve_bwd(residuals, z_bar):
   inverse, z = residuals
-  rhs_bar = _apply(jnp.swapaxes(inverse, -1, -2), z_bar)
-  products = jax.tree.map(
-    lambda r, x: _matmul(r, jnp.swapaxes(x, -1, -2)), rhs_bar, z
-  )
-  return -jnp.tril(sum(jax.tree.leaves(products)), -1), rhs_bar
+  rhs_bar = _matmul(jnp.swapaxes(inverse, -1, -2), z_bar)
+  lower_bar = _matmul(rhs_bar, jnp.swapaxes(z, -1, -2))
+  return -jnp.tril(lower_bar, -1), rhs_bar
 
 
 solve_unit_lower.defvjp(_solve_fwd, _solve_bwd)

@@ -116,23 +116,19 @@ def memory_norms(state: Any) -> dict[str, jax.Array]:
   mixer = state[0]
   if not isinstance(mixer, TitansState):
     return {}
-  names = [('memory',)]
-  states = [mixer.memory]
+  memories = [(('memory',), mixer.memory)]
   if mixer.projections:
-    wide = ('k', 'v', 'q')[: mixer.projections.now[0].down.shape[-3]]
-    names += [wide, ('eta', 'alpha')]
-    states.append(mixer.projections)
+    with_q = mixer.projections.now.down[0].shape[-3] == 3
+    wide = ('v', 'q', 'k') if with_q else ('v', 'k')
+    memories.append(((*wide, 'eta', 'alpha'), mixer.projections))
   metrics = {}
-  for kind, trees in (
-    ('state_norm', [s.now for s in states]),
-    ('write_norm', [s.trace for s in states if s.trace is not None]),
-  ):
-    groups = [group for tree in trees for group in tree]
-    for group, members in zip(groups, names, strict=False):
-      for j, name in enumerate(members):
+  for names, memory in memories:
+    kinds = {'state_norm': memory.now, 'write_norm': memory.trace}
+    for kind, kernels in kinds.items():
+      for j, name in enumerate(names if kernels is not None else ()):
         square = sum(
           jnp.sum(jnp.square(x), axis=tuple(range(3, x.ndim))).mean((1, 2))
-          for x in jax.tree.leaves(mlp.select(group, j))
+          for x in jax.tree.leaves(mlp.select(kernels, j, j + 1))
         )
         for layer, norm in enumerate(jnp.sqrt(square)):
           metrics[f'{name}/{kind}/layer_{layer}'] = norm

@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 
 from hope.layers.convolution import CausalConvolution
+from hope.layers.dense import dot_general
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import mlp, rule, stream
@@ -124,7 +125,7 @@ class SelfReferentialTitans(nnx.Module):
     )
     streams = 3 if options.mix == 'dense' else 1
     if options.mix == 'dense':
-      self.mix = dense(3 * width)
+      self.mix = dense(3 * width, dot_general=dot_general)
     else:
       self.query = dense(width)
     self.conv = CausalConvolution(

@@ -58,6 +58,10 @@ def compiler_options(mesh: Mesh) -> dict[str, bool | int | str]:
   options: dict[str, bool | int | str] = {
     # The library's sums over rows take several times as long as XLA's own.
     'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT',
+    # Higher levels of LLVM compile for longer, and their loops are no faster.
+    'xla_backend_optimization_level': 1,
+    # An order of instructions that needs less memory at a time is faster.
+    'xla_cpu_enable_concurrency_optimized_scheduler': False,
   }
   if mesh.size > 1:
     options['xla_cpu_multi_thread_eigen'] = False

@@ -205,7 +205,7 @@ def learn(
   objective: str,
   queries: jax.Array | None = None,
   residual: bool = True,
-) -> tuple[Kernels, Kernels | None, tuple[jax.Array, ...] | None]:
+) -> tuple[Kernels, Kernels | None, Any]:
   """Memories that share their key learn c tokens by rule (A).
 
   All gradients are taken at `start` (Eq. 90: frozen within a chunk).

@@ -230,7 +230,7 @@ def decayed_update(
   decay: Decays,
   erase: jax.Array | float | None = None,
   queries: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+) -> tuple[jax.Array, Any, Any]:
   """`chunk_update`, given what its decay factors are.
 
   Args:

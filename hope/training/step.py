@@ -116,16 +116,18 @@ def memory_norms(state: Any) -> dict[str, jax.Array]:
   mixer = state[0]
   if not isinstance(mixer, TitansState):
     return {}
-  memories = [(('memory',), mixer.memory)]
+  memories = [(['memory'], mixer.memory)]
   if mixer.projections:
     with_q = mixer.projections.now.down[0].shape[-3] == 3
-    wide = ('v', 'q', 'k') if with_q else ('v', 'k')
-    memories.append(((*wide, 'eta', 'alpha'), mixer.projections))
+    wide = ['v', 'q', 'k'] if with_q else ['v', 'k']
+    memories.append(([*wide, 'eta', 'alpha'], mixer.projections))
   metrics = {}
   for names, memory in memories:
-    kinds = {'state_norm': memory.now, 'write_norm': memory.trace}
+    kinds = {'state_norm': memory.now}
+    if memory.trace is not None:
+      kinds['write_norm'] = memory.trace
     for kind, kernels in kinds.items():
-      for j, name in enumerate(names if kernels is not None else ()):
+      for j, name in enumerate(names):
         square = sum(
           jnp.sum(jnp.square(x), axis=tuple(range(3, x.ndim))).mean((1, 2))
           for x in jax.tree.leaves(mlp.select(kernels, j, j + 1))

@@ -1,5 +1,15 @@
 """The optimizers of Nested Learning (arXiv:2512.24695) for optax."""
 
+from .associative_momentum import (
+  AssociativeMomentumState as AssociativeMomentumState,
+)
+from .associative_momentum import associative_momentum as associative_momentum
+from .associative_momentum import (
+  scale_by_associative_momentum as scale_by_associative_momentum,
+)
+from .deep_momentum import DeepMomentumState as DeepMomentumState
+from .deep_momentum import deep_momentum as deep_momentum
+from .deep_momentum import scale_by_deep_momentum as scale_by_deep_momentum
 from .gradient_descent import GradientDescentState as GradientDescentState
 from .gradient_descent import delta_gradient_descent as delta_gradient_descent
 from .gradient_descent import (

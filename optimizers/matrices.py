@@ -41,6 +41,53 @@ def stacked_matrix_axes(params: optax.Params) -> Any:
   )
 
 
+def resolve_axes(axes: Any, tree: Any) -> Any:
+  """The axes of each leaf of a tree.
+
+  Args:
+    axes: tree of MatrixAxes or None, or a function from a tree to one.
+    tree: whose leaves are meant. Of leaves that `optax.masked` or
+      `optax.partition` took out, nothing is asked.
+
+  Returns:
+    A tree like `tree`.
+  """
+  if callable(axes):
+    return axes(tree)
+  is_masked = lambda x: isinstance(x, optax.MaskedNode)
+  return jax.tree.map(
+    lambda x, a: x if is_masked(x) else a, tree, axes, is_leaf=is_masked
+  )
+
+
+def to_stack_of_any(
+  x: jax.Array, axes: MatrixAxes | None
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+  """As `to_stack`; a leaf that is no matrix is one column, [1, i, 1]."""
+  if axes is not None:
+    return to_stack(x, axes)
+  gathered, split = _gather(x)
+  return gathered.reshape(1, -1, 1), lambda y: split(y.reshape(x.shape))
+
+
+def _gather(
+  x: jax.Array,
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+  """x whole on every device, and the way back, on a mesh of explicit axes.
+
+  There, products over split axes are errors. On other meshes the compiler
+  decides, and x is left as it is.
+  """
+  sharding = jax.typeof(x).sharding
+  if AxisType.Explicit not in sharding.mesh.axis_types:
+    return x, lambda y: y
+  whole = NamedSharding(sharding.mesh, PartitionSpec())
+  return (
+    jax.sharding.reshard(x, whole),
+    lambda y: jax.sharding.reshard(y, sharding),
+  )
+
+
 def to_stack(
   x: jax.Array, axes: MatrixAxes
 ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
@@ -66,12 +113,13 @@ def to_stack(
   named = rows + columns
   if len(set(named)) != len(named):
     raise ValueError(f'{axes} names an axis of shape {x.shape} twice.')
+  gathered, split = _gather(x)
   order = tuple(a for a in range(x.ndim) if a not in named) + named
   size = lambda group: math.prod(x.shape[axis] for axis in group)
   moved = tuple(x.shape[axis] for axis in order)
   back = tuple(order.index(axis) for axis in range(x.ndim))
-  stack = x.transpose(order).reshape(-1, size(rows), size(columns))
-  return stack, lambda y: y.reshape(moved).transpose(back)
+  stack = gathered.transpose(order).reshape(-1, size(rows), size(columns))
+  return stack, lambda y: split(y.reshape(moved).transpose(back))
 
 
 def newton_schulz(

@@ -19,6 +19,7 @@ Precondition = (
   optax.GradientTransformation | Callable[[optax.Updates], optax.Updates]
 )
 Elementwise = Callable[[jax.Array], jax.Array]
+Output = Callable[[optax.Updates], optax.Updates]
 
 
 class MomentumState(NamedTuple):
@@ -55,7 +56,7 @@ def _momentum(
   forget: Callable[[optax.Updates, optax.Updates], optax.Updates],
   precondition: Precondition | None,
   feature: Elementwise | None,
-  output: Callable[[optax.Updates], optax.Updates] | None,
+  output: Output | None,
   accumulator_dtype: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """m <- forget(m, g) + P phi(g); the update is output(m)."""
@@ -86,7 +87,7 @@ def scale_by_preconditioned_momentum(
   decay: float = 0.9,
   precondition: Precondition | None = None,
   *,
-  output: Callable[[optax.Updates], optax.Updates] | None = None,
+  output: Output | None = None,
   accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Momentum of preconditioned gradients (Eq. 46-47).
@@ -112,11 +113,11 @@ def scale_by_preconditioned_momentum(
 
 
 def scale_by_feature_momentum(
-  feature: Elementwise = jnp.tanh,
+  feature: Elementwise | None = None,
   decay: float = 0.9,
   precondition: Precondition | None = None,
   *,
-  output: Callable[[optax.Updates], optax.Updates] | None = None,
+  output: Output | None = None,
   accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Momentum of features of the gradients (Eq. 51).
@@ -128,7 +129,8 @@ def scale_by_feature_momentum(
   large ones, is the default.
 
   Args:
-    feature: phi, from an array to one of its shape, entry by entry or not.
+    feature: phi, from an array to one of its shape, entry by entry or not;
+      None: tanh.
     decay: alpha.
     precondition: as in `scale_by_preconditioned_momentum`, like the two below.
     output: see above.
@@ -141,7 +143,11 @@ def scale_by_feature_momentum(
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
   return _momentum(
-    _decay(decay), precondition, feature, output, accumulator_dtype
+    _decay(decay),
+    precondition,
+    jnp.tanh if feature is None else feature,
+    output,
+    accumulator_dtype,
   )
 
 
@@ -149,12 +155,8 @@ def _erase(
   m: jax.Array, g: jax.Array, axes: matrices.MatrixAxes | None, erase: float
 ) -> jax.Array:
   """eps G G^T m, of every matrix of a leaf."""
-  if axes is None:
-    stack = lambda x: (x.reshape(1, -1, 1), lambda y: y.reshape(x.shape))
-  else:
-    stack = lambda x: matrices.to_stack(x, axes)
-  keys, _ = stack(g.astype(m.dtype))
-  held, restore = stack(m)
+  keys, _ = matrices.to_stack_of_any(g.astype(m.dtype), axes)
+  held, restore = matrices.to_stack_of_any(m, axes)
   square = jnp.sum(jnp.square(keys), axis=(-2, -1), keepdims=True)
   transposed = jnp.swapaxes(keys, -1, -2)
   if keys.shape[-2] < keys.shape[-1]:
@@ -169,9 +171,9 @@ def scale_by_delta_momentum(
   erase: float = 1.0,
   precondition: Precondition | None = None,
   *,
-  output: Callable[[optax.Updates], optax.Updates] | None = None,
+  output: Output | None = None,
   accumulator_dtype: Any = None,
-  axes: Any = matrices.stacked_matrix_axes,
+  axes: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Momentum that forgets by the delta rule (Eq. 48-49).
 
@@ -193,7 +195,7 @@ def scale_by_delta_momentum(
     accumulator_dtype: see above.
     axes: tree of `MatrixAxes`, or a function from a tree to one. G is the
       matrix [input, output] of a leaf, each of a stack by itself; a leaf whose
-      axes are None is one column. Default: the last two axes.
+      axes are None is one column. None: the last two axes.
 
   Returns:
     A transformation; extra arguments are passed to the preconditioner.
@@ -204,20 +206,21 @@ def scale_by_delta_momentum(
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
-  if erase < 0:
+  if isinstance(erase, (int, float)) and erase < 0:
     raise ValueError(f'erase={erase} must not be negative.')
 
+  axes = matrices.stacked_matrix_axes if axes is None else axes
+
   def forget(trace, updates):
-    wanted = axes(updates) if callable(axes) else axes
     return jax.tree.map(
       lambda m, g, a: decay * m - _erase(m, g, a, erase),
       trace,
       updates,
-      wanted,
+      matrices.resolve_axes(axes, updates),
     )
 
   return _momentum(
-    forget if erase else _decay(decay),
+    _decay(decay) if is_zero(erase) else forget,
     precondition,
     None,
     output,
@@ -225,13 +228,19 @@ def scale_by_delta_momentum(
   )
 
 
-def _with_learning_rate(
+def is_zero(x: Any) -> bool:
+  """Whether an argument is the number 0, and not one that is injected."""
+  return isinstance(x, (int, float)) and x == 0
+
+
+def with_learning_rate(
   rule: optax.GradientTransformation,
   learning_rate: optax.ScalarOrSchedule,
   weight_decay: float,
 ) -> optax.GradientTransformationExtraArgs:
+  """A rule with decoupled weight decay, if any, and a learning rate."""
   rules = [rule]
-  if weight_decay:
+  if not is_zero(weight_decay):  # Decay needs the parameters.
     rules.append(optax.add_decayed_weights(weight_decay))
   rules.append(optax.scale_by_learning_rate(learning_rate))
   return optax.with_extra_args_support(optax.chain(*rules))
@@ -242,8 +251,9 @@ def preconditioned_momentum(
   decay: float = 0.9,
   precondition: Precondition | None = None,
   *,
+  output: Output | None = None,
   weight_decay: float = 0.0,
-  **options: Any,
+  accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """`scale_by_preconditioned_momentum` with a learning rate.
 
@@ -251,8 +261,9 @@ def preconditioned_momentum(
     learning_rate: a number or a schedule.
     decay: alpha.
     precondition: P.
+    output: sigma.
     weight_decay: decoupled, multiplied with the learning rate.
-    **options: of `scale_by_preconditioned_momentum`.
+    accumulator_dtype: of m; None: that of the parameters.
 
   Returns:
     A transformation.
@@ -266,8 +277,13 @@ def preconditioned_momentum(
     >>> bool((updates < 0).all())
     True
   """
-  return _with_learning_rate(
-    scale_by_preconditioned_momentum(decay, precondition, **options),
+  return with_learning_rate(
+    scale_by_preconditioned_momentum(
+      decay,
+      precondition,
+      output=output,
+      accumulator_dtype=accumulator_dtype,
+    ),
     learning_rate,
     weight_decay,
   )
@@ -275,22 +291,24 @@ def preconditioned_momentum(
 
 def feature_momentum(
   learning_rate: optax.ScalarOrSchedule,
-  feature: Elementwise = jnp.tanh,
+  feature: Elementwise | None = None,
   decay: float = 0.9,
   precondition: Precondition | None = None,
   *,
+  output: Output | None = None,
   weight_decay: float = 0.0,
-  **options: Any,
+  accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """`scale_by_feature_momentum` with a learning rate.
 
   Args:
     learning_rate: a number or a schedule.
-    feature: phi.
+    feature: phi; None: tanh.
     decay: alpha.
     precondition: P.
+    output: sigma.
     weight_decay: decoupled, multiplied with the learning rate.
-    **options: of `scale_by_feature_momentum`.
+    accumulator_dtype: of m; None: that of the parameters.
 
   Returns:
     A transformation.
@@ -304,8 +322,14 @@ def feature_momentum(
     >>> [round(float(x), 2) for x in updates]
     [-0.38, 0.5]
   """
-  return _with_learning_rate(
-    scale_by_feature_momentum(feature, decay, precondition, **options),
+  return with_learning_rate(
+    scale_by_feature_momentum(
+      feature,
+      decay,
+      precondition,
+      output=output,
+      accumulator_dtype=accumulator_dtype,
+    ),
     learning_rate,
     weight_decay,
   )
@@ -317,8 +341,10 @@ def delta_momentum(
   erase: float = 1.0,
   precondition: Precondition | None = None,
   *,
+  output: Output | None = None,
   weight_decay: float = 0.0,
-  **options: Any,
+  accumulator_dtype: Any = None,
+  axes: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """`scale_by_delta_momentum` with a learning rate.
 
@@ -327,8 +353,10 @@ def delta_momentum(
     decay: alpha.
     erase: strength of the delta rule.
     precondition: P.
+    output: sigma.
     weight_decay: decoupled, multiplied with the learning rate.
-    **options: of `scale_by_delta_momentum`.
+    accumulator_dtype: of m; None: that of the parameters.
+    axes: of the matrices; None: the last two axes of a leaf.
 
   Returns:
     A transformation.
@@ -342,8 +370,15 @@ def delta_momentum(
     >>> [round(float(x), 2) for x in updates]
     [-0.3, -0.4]
   """
-  return _with_learning_rate(
-    scale_by_delta_momentum(decay, erase, precondition, **options),
+  return with_learning_rate(
+    scale_by_delta_momentum(
+      decay,
+      erase,
+      precondition,
+      output=output,
+      accumulator_dtype=accumulator_dtype,
+      axes=axes,
+    ),
     learning_rate,
     weight_decay,
   )

@@ -1,6 +1,6 @@
 """M3, Multi-scale Momentum Muon (Algorithm 1 of arXiv:2512.24695)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 import optax
 
 from . import matrices
+from .momentum import with_learning_rate
 
 
 class ScaleByM3State(NamedTuple):
@@ -44,7 +45,7 @@ def scale_by_m3(
   ns_coefficients: Sequence[Any] = matrices.COEFFICIENTS,
   ns_dtype: Any = None,
   mu_dtype: Any = None,
-  axes: Any = matrices.matrix_axes,
+  axes: Any = None,
   mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
   r"""Rescales updates by two orthogonalised momenta of different time scales.
@@ -85,7 +86,7 @@ def scale_by_m3(
     ns_dtype: of the iteration; None: that of the gradients.
     mu_dtype: of the two memories; None: that of the parameters.
     axes: tree of `MatrixAxes`, or a function from a tree to one; all leaves
-      have to be matrices or stacks of them.
+      have to be matrices or stacks of them. None: `matrix_axes`.
     mesh: whose devices share the matrices of one shape; see
       `matrices.orthogonalize`.
 
@@ -98,11 +99,12 @@ def scale_by_m3(
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
-  if period < 1:
+  axes = matrices.matrix_axes if axes is None else axes
+  if isinstance(period, int) and period < 1:
     raise ValueError(f'period={period} must be at least 1.')
 
   def axes_of(tree):
-    wanted = axes(tree) if callable(axes) else axes
+    wanted = matrices.resolve_axes(axes, tree)
     for path, x in jax.tree_util.tree_leaves_with_path(
       wanted, is_leaf=matrices.is_axes
     ):
@@ -207,9 +209,16 @@ def m3(
   period: int = 8,
   *,
   weight_decay: float = 0.0,
-  axes: Any = matrices.matrix_axes,
+  axes: Any = None,
   others: optax.GradientTransformation | None = None,
-  **options: Any,
+  sum_gradients: bool = False,
+  second_moment: bool = True,
+  eps: float = 1e-8,
+  ns_steps: int = 5,
+  ns_coefficients: Sequence[Any] = matrices.COEFFICIENTS,
+  ns_dtype: Any = None,
+  mu_dtype: Any = None,
+  mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
   """M3 for matrices; other leaves take another transformation.
 
@@ -222,10 +231,17 @@ def m3(
     period: see above.
     weight_decay: strength of decoupled decay, multiplied with learning_rate.
     axes: tree of `MatrixAxes`, None where a leaf is no matrix; or a function
-      from the parameters to one. Default: leaves of two axes are matrices.
+      from the parameters to one. None: `matrix_axes`, leaves of two axes.
     others: for the leaves that are no matrices, learning rate and all; None:
       `optax.adamw` with the same learning rate and weight decay.
-    **options: of `scale_by_m3`.
+    sum_gradients: as in `scale_by_m3`, like all below.
+    second_moment: see above.
+    eps: see above.
+    ns_steps: see above.
+    ns_coefficients: see above.
+    ns_dtype: see above.
+    mu_dtype: see above.
+    mesh: see above.
 
   Returns:
     An `optax.GradientTransformation`.
@@ -243,35 +259,40 @@ def m3(
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
+  axes = matrices.matrix_axes if axes is None else axes
   if others is None:
-    others = optax.adamw(learning_rate, weight_decay=weight_decay)
-  resolve: Callable = axes if callable(axes) else lambda _: axes
+    others = with_learning_rate(
+      optax.scale_by_adam(), learning_rate, weight_decay
+    )
 
   def labels(params):
     return jax.tree.map(
-      lambda a, x: 'others' if a is None else 'm3',
-      resolve(params),
-      params,
+      lambda a: 'others' if a is None else 'm3',
+      matrices.resolve_axes(axes, params),
       is_leaf=matrices.is_axes,
-    )
-
-  def only_matrices(tree):
-    is_masked = lambda x: isinstance(x, optax.MaskedNode)
-    if callable(axes):
-      return axes(tree)
-    return jax.tree.map(
-      lambda x, a: x if is_masked(x) else a,
-      tree,
-      axes,
-      is_leaf=is_masked,
     )
 
   return optax.partition(
     {
-      'm3': optax.chain(
-        scale_by_m3(b1, b2, b3, alpha, period, axes=only_matrices, **options),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
+      'm3': with_learning_rate(
+        scale_by_m3(
+          b1,
+          b2,
+          b3,
+          alpha,
+          period,
+          sum_gradients=sum_gradients,
+          second_moment=second_moment,
+          eps=eps,
+          ns_steps=ns_steps,
+          ns_coefficients=ns_coefficients,
+          ns_dtype=ns_dtype,
+          mu_dtype=mu_dtype,
+          axes=axes,
+          mesh=mesh,
+        ),
+        learning_rate,
+        weight_decay,
       ),
       'others': others,
     },

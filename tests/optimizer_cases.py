@@ -1,8 +1,14 @@
 """What the tests of the optimizers share."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+
+import optimizers
 
 
 def gradients(params, count, seed=0):
@@ -12,10 +18,90 @@ def gradients(params, count, seed=0):
   return [jax.tree.map(draw, params) for _ in range(count)]
 
 
-def run(tx, params, sequence):
+def run(tx, params, sequence, **extra):
   """The updates of a sequence of gradients, and the state after it."""
   update, state, out = jax.jit(tx.update), tx.init(params), []
   for g in sequence:
-    updates, state = update(g, state, params)
+    updates, state = update(g, state, params, **extra)
     out.append(updates)
   return out, state
+
+
+class Case(NamedTuple):
+  """An optimizer with a learning rate, as the contract sees it.
+
+  Attributes:
+    make: from a learning rate to the transformation, all else at its default.
+    inputs: whether `update` takes second moments of the layers' inputs.
+    static: arguments that are no hyperparameters to inject.
+  """
+
+  make: Callable[..., Any]
+  inputs: bool = False
+  static: tuple[str, ...] = ()
+
+  def extra(self, params) -> dict[str, Any]:
+    """Extra arguments of `update`: inputs of mean square 1 for matrices."""
+    if not self.inputs:
+      return {}
+    moment = lambda x: (
+      jnp.broadcast_to(
+        jnp.eye(x.shape[-2], dtype=x.dtype) / x.shape[-2],
+        (*x.shape[:-1], x.shape[-2]),
+      )
+      if x.ndim >= 2
+      else None
+    )
+    return {'inputs': jax.tree.map(moment, params)}
+
+
+def _muon_of_momentum(learning_rate):
+  """Nonlinear output (Eq. 52), for the leaves that are matrices."""
+  output = lambda m: optimizers.orthogonalize(
+    m, optimizers.stacked_matrix_axes(m)
+  )
+  matrix = lambda tree: jax.tree.map(
+    lambda x: 'matrix' if x.ndim >= 2 else 'other', tree
+  )
+  return optax.partition(
+    {
+      'matrix': optimizers.preconditioned_momentum(
+        learning_rate, output=output
+      ),
+      'other': optimizers.preconditioned_momentum(learning_rate),
+    },
+    matrix,
+  )
+
+
+def _two_levels(learning_rate):
+  """Matrices at every step, other leaves at every second."""
+  return optimizers.multi_timescale(
+    {'fast': (1, optax.sgd(learning_rate)), 'slow': (2, optax.sgd(1e-3))},
+    lambda tree: jax.tree.map(
+      lambda x: 'fast' if x.ndim >= 2 else 'slow', tree
+    ),
+  )
+
+
+CASES = {
+  'preconditioned_momentum': Case(optimizers.preconditioned_momentum),
+  'feature_momentum': Case(optimizers.feature_momentum),
+  'delta_momentum': Case(optimizers.delta_momentum),
+  'nonlinear_output': Case(_muon_of_momentum),
+  'deep_momentum': Case(
+    optimizers.deep_momentum, static=('depth', 'width', 'seed')
+  ),
+  'associative_momentum': Case(optimizers.associative_momentum),
+  'outer_products': Case(
+    lambda learning_rate: optimizers.associative_momentum(
+      learning_rate, statistic='outer_product'
+    )
+  ),
+  'm3': Case(optimizers.m3, static=('ns_steps',)),
+  'delta_gradient_descent': Case(optimizers.delta_gradient_descent, True),
+  'generalized_gradient_descent': Case(
+    optimizers.generalized_gradient_descent, True
+  ),
+  'multi_timescale': Case(_two_levels),
+}

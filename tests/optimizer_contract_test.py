@@ -1,0 +1,293 @@
+"""What optax promises of a transformation, for every optimizer."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optimizer_cases import CASES, Case, gradients, run
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+every = pytest.mark.parametrize('case', CASES.values(), ids=CASES)
+
+
+def tree(dtype=jnp.float32):
+  """Leaves of every rank."""
+  shapes = {'matrix': (4, 3), 'stack': (2, 3, 4), 'vector': (5,), 'scalar': ()}
+  rng = np.random.default_rng(7)
+  return {
+    k: jnp.asarray(rng.standard_normal(s), dtype) for k, s in shapes.items()
+  }
+
+
+def types(pytree):
+  return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), pytree)
+
+
+def assert_close(a, b, rtol=1e-5, atol=1e-6):
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(
+      np.asarray(x, np.float32), np.asarray(y, np.float32), rtol, atol
+    ),
+    a,
+    b,
+  )
+
+
+@every
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_shapes_and_types_are_stable(case: Case, dtype):
+  params = tree(dtype)
+  tx = case.make(0.1)
+  out, state = run(tx, params, gradients(params, 3), **case.extra(params))
+  assert types(out[-1]) == types(params)
+  assert types(state) == types(tx.init(params))
+  assert types(jax.eval_shape(tx.init, params)) == types(state)
+  for x in jax.tree.leaves((out, state)):
+    assert np.isfinite(np.asarray(x, np.float32)).all()
+
+
+@every
+def test_scan_and_plain_calls_agree_with_jit(case: Case):
+  params = tree()
+  sequence, extra, tx = gradients(params, 4), case.extra(params), case.make(0.1)
+  expected, _ = run(tx, params, sequence, **extra)
+
+  def step(state, g):
+    updates, state = tx.update(g, state, params, **extra)
+    return state, updates
+
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), *sequence)
+  _, out = jax.jit(lambda s, g: lax.scan(step, s, g))(tx.init(params), stacked)
+  state = tx.init(params)
+  for j, g in enumerate(sequence):
+    state, updates = step(state, g)
+    assert_close(updates, expected[j])
+    assert_close(jax.tree.map(lambda x, j=j: x[j], out), expected[j])
+
+
+@every
+def test_vmap(case: Case):
+  params, tx = tree(), case.make(0.1)
+  both = jax.tree.map(lambda x: jnp.stack([x, 2 * x + 1]), params)
+  extra = case.extra(params)
+  step = lambda p: tx.update(p, tx.init(p), p, **extra)[0]
+  out = jax.vmap(step)(both)
+  for j in range(2):
+    one = jax.tree.map(lambda x, j=j: x[j], both)
+    assert_close(jax.tree.map(lambda x, j=j: x[j], out), step(one))
+
+
+@every
+def test_schedules_and_injected_learning_rates(case: Case):
+  params = tree()
+  sequence, extra = gradients(params, 3), case.extra(params)
+  expected, _ = run(case.make(0.1), params, sequence, **extra)
+  scheduled, _ = run(case.make(lambda _: 0.1), params, sequence, **extra)
+  assert_close(scheduled, expected)
+  if case is CASES['multi_timescale']:
+    return  # Its factory here is the test's own.
+  tx = optax.inject_hyperparams(case.make, static_args=case.static)(
+    learning_rate=0.1
+  )
+  injected, state = run(tx, params, sequence, **extra)
+  assert_close(injected, expected)
+  state.hyperparams['learning_rate'] = jnp.float32(0)
+  updates, _ = tx.update(sequence[0], state, params, **extra)
+  assert all(not np.asarray(x).any() for x in jax.tree.leaves(updates))
+
+
+@every
+def test_multi_steps(case: Case):
+  params = tree()
+  sequence, extra = gradients(params, 4), case.extra(params)
+  tx = optax.MultiSteps(case.make(0.1), 2)
+  out, _ = run(tx, params, sequence, **extra)
+  means = [
+    jax.tree.map(lambda x, y: (x + y) / 2, *sequence[j : j + 2]) for j in (0, 2)
+  ]
+  expected, _ = run(case.make(0.1), params, means, **extra)
+  assert_close([out[1], out[3]], expected)
+  assert all(not np.asarray(x).any() for x in jax.tree.leaves(out[0]))
+
+
+@every
+def test_partition_and_masks(case: Case):
+  params = tree()
+  sequence, extra = gradients(params, 2), case.extra(params)
+  expected, _ = run(case.make(0.1), params, sequence, **extra)
+  mine = {'matrix': True, 'stack': False, 'vector': True, 'scalar': False}
+  labels = {k: 'mine' if v else 'other' for k, v in mine.items()}
+  split, _ = run(
+    optax.partition({'mine': case.make(0.1), 'other': optax.sgd(1.0)}, labels),
+    params,
+    sequence,
+    **extra,
+  )
+  masked, _ = run(optax.masked(case.make(0.1), mine), params, sequence, **extra)
+  for j, g in enumerate(sequence):
+    for name, is_mine in mine.items():
+      wanted = expected[j][name]
+      assert_close(split[j][name], wanted if is_mine else -g[name])
+      assert_close(masked[j][name], wanted if is_mine else g[name])
+
+
+@every
+def test_empty_tree(case: Case):
+  tx = case.make(0.1)
+  extra = {'inputs': {}} if case.inputs else {}
+  updates, _ = tx.update({}, tx.init({}), {}, **extra)
+  assert updates == {}
+
+
+@every
+def test_without_params(case: Case):
+  params, tx = tree(), case.make(0.1)
+  extra = case.extra(params)
+  if case.inputs:
+    with pytest.raises(ValueError, match='needs params'):
+      tx.update(params, tx.init(params), **extra)
+    return
+  assert_close(
+    tx.update(params, tx.init(params))[0],
+    tx.update(params, tx.init(params), params)[0],
+  )
+
+
+@every
+def test_map_params_finds_the_state_of_parameters(case: Case):
+  params, tx = tree(), case.make(0.1)
+  state = tx.init(params)
+  marked = optax.tree.map_params(
+    tx, lambda x: 'param', state, transform_non_params=lambda x: 'other'
+  )
+  for keys, x in jax.tree_util.tree_leaves_with_path(marked):
+    of_param = any(f"'{name}'" in jax.tree_util.keystr(keys) for name in params)
+    assert x == ('param' if of_param else 'other'), keys
+
+
+def quadratic(curvature):
+  return lambda tree: sum(
+    0.5 * jnp.sum(curvature(x) * jnp.square(x)) for x in jax.tree.leaves(tree)
+  )
+
+
+@every
+@pytest.mark.parametrize('start', [0.01, 1.0, 100.0])
+@pytest.mark.parametrize('kind', ['square', 'ill-conditioned'])
+def test_descent(case: Case, start, kind):
+  """|w|^2 / 2, and curvatures from 1e-3 to 1 along the last axis."""
+  params = jax.tree.map(lambda x: start * jnp.sign(x), tree())
+  curvature = lambda x: 1.0
+  if kind == 'ill-conditioned':
+    curvature = lambda x: jnp.logspace(-3, 0, x.shape[-1] if x.ndim else 1)
+  loss, tx = quadratic(curvature), case.make(1e-3)
+  extra = case.extra(params)
+
+  def step(carry, _):
+    params, state = carry
+    value, g = jax.value_and_grad(loss)(params)
+    updates, state = tx.update(g, state, params, **extra)
+    return (optax.apply_updates(params, updates), state), value
+
+  (after, state), values = jax.jit(
+    lambda p: lax.scan(step, (p, tx.init(p)), None, 1000)
+  )(params)
+  assert np.isfinite(values).all()
+  for x in jax.tree.leaves((after, state)):
+    assert np.isfinite(x).all()
+  for name, x in after.items():
+    assert loss(x) < loss(params[name]), name
+
+
+# As optax's checks of contributed optimizers: the learning rates that solve.
+PARABOLA = {
+  'preconditioned_momentum': 0.02,
+  'feature_momentum': 0.05,
+  'delta_momentum': 0.02,
+  'deep_momentum': 0.1,
+  'associative_momentum': 0.1,
+  'delta_gradient_descent': 0.3,
+}
+
+
+@pytest.mark.parametrize('name', PARABOLA)
+@pytest.mark.parametrize('target', ['parabola', 'rosenbrock'])
+def test_solves(name, target):
+  if target == 'parabola':
+    start, final = jnp.array([-1.0, 10.0, 1.0]), jnp.array([1.0, -1.0, 1.0])
+    loss = lambda w: jnp.sum(jnp.square(w - final))
+    rate, steps = PARABOLA[name], 2_000
+  else:
+    start, final = jnp.array([0.0, 0.0]), jnp.array([1.0, 1.0])
+    loss = lambda w: (1 - w[0]) ** 2 + 100 * (w[1] - w[0] ** 2) ** 2
+    rate, steps = PARABOLA[name] / 100, 100_000
+  case = CASES[name]
+  tx = case.make(optax.cosine_decay_schedule(rate, steps))
+  params = {'w': start}
+  extra = case.extra(params)
+
+  def step(carry, _):
+    params, state = carry
+    grads = jax.grad(lambda tree: loss(tree['w']))(params)
+    updates, state = tx.update(grads, state, params, **extra)
+    return (optax.apply_updates(params, updates), state), None
+
+  (after, _), _ = jax.jit(
+    lambda p: lax.scan(step, (p, tx.init(p)), None, steps)
+  )(params)
+  np.testing.assert_allclose(after['w'], final, atol=3e-2)
+
+
+MESH_PROGRAM = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+sys.path.insert(0, 'tests')
+from optimizer_cases import CASES, gradients, run
+kind = AxisType.Explicit if sys.argv[1] == 'explicit' else AxisType.Auto
+mesh = jax.make_mesh((4, 2), ('data', 'fsdp'), axis_types=(kind,) * 2)
+params = {'matrix': jnp.ones((8, 6)), 'stack': jnp.ones((2, 4, 8)),
+          'vector': jnp.ones(8), 'scalar': jnp.ones(())}
+specs = {'matrix': P('data', 'fsdp'), 'stack': P(None, 'fsdp', 'data'),
+         'vector': P('data'), 'scalar': P()}
+sequence = gradients(params, 3)
+errors = {}
+for name, case in CASES.items():
+  alone, state = run(case.make(0.1), params, sequence, **case.extra(params))
+  with jax.set_mesh(mesh):
+    put = lambda tree: {
+      k: jax.device_put(v, NamedSharding(mesh, specs[k]))
+      for k, v in tree.items()
+    }
+    shared, other = run(
+      case.make(0.1), put(params), [put(g) for g in sequence],
+      **case.extra(params))
+  largest = lambda a, b: float(np.abs(np.asarray(a) - b).max(initial=0))
+  difference = jax.tree.map(largest, (alone, state), (shared, other))
+  errors[name] = max(jax.tree.leaves(difference))
+print(json.dumps(errors))
+"""
+
+
+@pytest.mark.parametrize('kind', ['auto', 'explicit'])
+def test_sharded_state_is_the_unsharded_one(kind):
+  out = subprocess.run(
+    [sys.executable, '-c', MESH_PROGRAM, kind],
+    cwd=ROOT,
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert out.returncode == 0, out.stderr[-3000:]
+  errors = json.loads(out.stdout.splitlines()[-1])
+  assert set(errors) == set(CASES)
+  assert max(errors.values()) < 2e-5, errors

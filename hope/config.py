@@ -10,6 +10,8 @@ Fields can be overridden on the command line:
 import ml_collections
 from ml_collections import config_dict
 
+from hope.training.optimizer import RULES, parse_options
+
 
 def base_config() -> ml_collections.ConfigDict:
   """Returns the default configuration of a run, locked.
@@ -124,14 +126,25 @@ def base_config() -> ml_collections.ConfigDict:
   task.power = 0.01
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
-  # 'adamw'.
+  # A name of hope.training.optimizer.RULES: 'adamw', 'muon', 'm3',
+  # 'delta_gradient_descent' (matrices; others take AdamW),
+  # 'preconditioned_momentum', 'feature_momentum', 'delta_momentum',
+  # 'deep_momentum', 'associative_momentum'.
   optimizer.name = 'adamw'
+  # Arguments of the rule, as 'period=4,alpha=0.3'.
+  optimizer.options = ''
   # Peak learning rate, reached after warmup_steps, then cosine to
   # final_fraction of it at train.steps.
   optimizer.learning_rate = 3e-3
+  # Of parameters that are left to AdamW. None: the same.
+  optimizer.other_learning_rate = config_dict.placeholder(float)
+  # Scale the updates of each level to a global norm of 1 before the learning
+  # rate: a control that compares directions alone.
+  optimizer.normalize_updates = False
   optimizer.warmup_steps = 20
   optimizer.final_fraction = 0.1
   optimizer.weight_decay = 0.1
+  # AdamW's.
   optimizer.b1 = 0.9
   optimizer.b2 = 0.95
   optimizer.eps = 1e-8
@@ -207,7 +220,7 @@ _CHOICES = {
   'model.cms.mode': ('outer', 'in_context'),
   'model.cms.variant': ('sequential', 'independent'),
   'model.cms.objective': ('l2', 'dot'),
-  'optimizer.name': ('adamw',),
+  'optimizer.name': tuple(RULES),
 }
 
 _POSITIVE = (
@@ -330,6 +343,7 @@ def _validate(config):
       f'optimizer.warmup_steps={config.optimizer.warmup_steps} must lie '
       f'between 0 and train.steps={config.train.steps}.'
     )
+  parse_options(config.optimizer.name, config.optimizer.options)
   if config.optimizer.learning_rate <= 0:
     raise ValueError(
       f'optimizer.learning_rate={config.optimizer.learning_rate} must be '

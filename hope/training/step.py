@@ -13,11 +13,10 @@ from hope.layers.titans import TitansState
 from hope.memory import mlp
 from hope.model import Hope
 from hope.parallel import devices
-from optimizers import multi_timescale
+from hope.training import inputs as inputs_lib
+from hope.training.optimizer import make_optimizer, needs_inputs
 
 Config = ml_collections.FrozenConfigDict
-# Parameters that decay, by the last part of their path.
-_DECAYED = ('kernel', 'embedding', 'up', 'down')
 
 
 class TrainState(NamedTuple):
@@ -42,59 +41,6 @@ def build_model(config: Config) -> tuple[nnx.GraphDef, Any]:
   build = jax.jit(lambda: nnx.split(Hope(config, rngs=nnx.Rngs(config.seed))))
   graph, params = build()
   return graph, nnx.to_pure_dict(params)
-
-
-def _path(keys) -> tuple[str, ...]:
-  return tuple(str(getattr(k, 'key', k)) for k in keys)
-
-
-def learning_rate(config: Config) -> optax.Schedule:
-  """Linear warm-up, then cosine to final_fraction of the peak."""
-  o = config.optimizer
-  return optax.warmup_cosine_decay_schedule(
-    0.0 if o.warmup_steps else o.learning_rate,
-    o.learning_rate,
-    o.warmup_steps,
-    max(config.train.steps, o.warmup_steps + 1),
-    o.learning_rate * o.final_fraction,
-  )
-
-
-def make_optimizer(config: Config) -> optax.GradientTransformation:
-  """AdamW; CMS level l in mode `outer` moves every periods[l] steps.
-
-  Eq. 71: a level whose period is p averages the gradients of p steps and then
-  makes one update, at the learning rate of the step that it is made at.
-  """
-  o, cms = config.optimizer, config.model.cms
-  schedule = learning_rate(config)
-
-  def adamw(period: int) -> optax.GradientTransformation:
-    return optax.adamw(
-      lambda count: schedule(count * period),
-      b1=o.b1,
-      b2=o.b2,
-      eps=o.eps,
-      weight_decay=o.weight_decay,
-      mask=lambda params: jax.tree_util.tree_map_with_path(
-        lambda keys, _: _path(keys)[-1] in _DECAYED, params
-      ),
-    )
-
-  periods = cms.periods if cms.mode == 'outer' else ()
-
-  def label(keys, _):
-    for part in _path(keys):
-      if part.startswith('level_'):
-        level = int(part.removeprefix('level_'))
-        return periods[level] if level < len(periods) else 1
-    return 1
-
-  rule = multi_timescale(
-    {period: (period, adamw(period)) for period in {1, *periods}},
-    lambda params: jax.tree_util.tree_map_with_path(label, params),
-  )
-  return optax.chain(optax.clip_by_global_norm(o.clip_norm), rule)
 
 
 def init_state(config: Config) -> tuple[nnx.GraphDef, TrainState]:
@@ -138,7 +84,7 @@ def memory_norms(state: Any) -> dict[str, jax.Array]:
 
 
 def loss_and_metrics(
-  graph: nnx.GraphDef, params: Any, batch: dict[str, jax.Array]
+  graph: nnx.GraphDef, params: Any, batch: dict[str, jax.Array], *states: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Sum of the weighted cross-entropies of a batch, in nats.
 
@@ -146,11 +92,12 @@ def loss_and_metrics(
     graph: structure of the model.
     params: nested dict.
     batch: inputs, targets int32 [b, t], weights float32 [b, t].
+    *states: what else the structure holds.
 
   Returns:
     (loss, metrics): the sum, and sums and norms to report.
   """
-  logits, state = nnx.merge(graph, params)(batch['inputs'])
+  logits, state = nnx.merge(graph, params, *states)(batch['inputs'])
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, batch['targets']
   )
@@ -178,41 +125,53 @@ def train_step(
     mesh: that the state is on and the batch is split over.
   """
   tx, parts = make_optimizer(config), config.train.accumulate
-  grad = jax.value_and_grad(
-    lambda p, b: loss_and_metrics(graph, p, b), has_aux=True
-  )
+
+  def grad(params, batch):
+    """(metrics, gradients, gradients of probes), all sums."""
+    if not needs_inputs(config):
+      loss = lambda p: loss_and_metrics(graph, p, batch)
+      (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
+      return sums, grads, {}
+    model = nnx.merge(graph, params)
+    inputs_lib.capture(model)
+    probed, _, probes = nnx.split(model, nnx.Param, inputs_lib.Probe)
+    loss = lambda p, probes: loss_and_metrics(probed, p, batch, probes)
+    (_, sums), (grads, seen) = jax.value_and_grad(
+      loss, argnums=(0, 1), has_aux=True
+    )(params, nnx.to_pure_dict(probes))
+    return sums, grads, seen
 
   def step(state: TrainState, batch):
     if parts == 1:
-      (_, sums), grads = grad(state.params, batch)
+      sums, grads, seen = grad(state.params, batch)
     else:
       # Every part has rows of every device.
       split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
       def add(total, part):
-        (_, sums), grads = grad(state.params, part)
-        return jax.tree.map(jnp.add, total, (sums, grads)), None
+        return jax.tree.map(jnp.add, total, grad(state.params, part)), None
 
       micro = jax.tree.map(split, batch)
       zero = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(
-          lambda p, b: (lambda out: (out[0][1], out[1]))(grad(p, b)),
-          state.params,
-          jax.tree.map(lambda x: x[0], micro),
-        ),
+        jax.eval_shape(grad, state.params, jax.tree.map(lambda x: x[0], micro)),
       )
-      (sums, grads), _ = jax.lax.scan(add, zero, micro)
+      (sums, grads, seen), _ = jax.lax.scan(add, zero, micro)
     total = jnp.maximum(batch['weights'].sum(), 1)
     grads = jax.tree.map(lambda g: g / total, grads)
     metrics = {
       k: v / (total if k in ('loss', 'accuracy') else parts)
       for k, v in sums.items()
     }
-    metrics['gradient_norm'] = optax.global_norm(grads)
+    metrics['gradient_norm'] = optax.tree.norm(grads)
     healthy = state.healthy & jnp.isfinite(metrics['loss'])
     healthy &= jnp.isfinite(metrics['gradient_norm'])
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    extra = {}
+    if needs_inputs(config):
+      extra['inputs'] = inputs_lib.moments(state.params, seen)
+    updates, opt_state = tx.update(
+      grads, state.opt_state, state.params, **extra
+    )
     params = optax.apply_updates(state.params, updates)
     params, opt_state = jax.tree.map(
       lambda new, old: jnp.where(healthy, new, old),

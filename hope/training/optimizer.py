@@ -1,0 +1,185 @@
+"""The optimizer of a run: any rule of `optimizers`, chosen by its name."""
+
+import ast
+from collections.abc import Callable
+import inspect
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+import optimizers
+
+Config = ml_collections.ConfigDict | ml_collections.FrozenConfigDict
+
+# The rule of each name, without a learning rate but for the last.
+RULES: dict[str, Callable[..., Any]] = {
+  'adamw': optax.scale_by_adam,
+  'muon': optax.contrib.scale_by_muon,
+  'm3': optimizers.scale_by_m3,
+  'preconditioned_momentum': optimizers.scale_by_preconditioned_momentum,
+  'feature_momentum': optimizers.scale_by_feature_momentum,
+  'delta_momentum': optimizers.scale_by_delta_momentum,
+  'deep_momentum': optimizers.scale_by_deep_momentum,
+  'associative_momentum': optimizers.scale_by_associative_momentum,
+  'delta_gradient_descent': optimizers.delta_gradient_descent,
+}
+# Rules of matrices alone; all other parameters take AdamW.
+OF_MATRICES = ('muon', 'm3', 'delta_gradient_descent')
+# Arguments that this module gives, or that no text can say.
+_GIVEN = ('learning_rate', 'axes', 'weight_dimension_numbers', 'mesh')
+_AXES = {'muon': 'weight_dimension_numbers'}
+
+# Parameters that decay, by the last part of their path.
+_DECAYED = ('kernel', 'embedding', 'up', 'down')
+
+
+def _path(keys) -> tuple[str, ...]:
+  return tuple(str(getattr(k, 'key', k)) for k in keys)
+
+
+def _of_path(function: Callable[[tuple[str, ...], Any], Any]):
+  """A function of a tree, from one of a leaf's path and value."""
+  return lambda tree: jax.tree_util.tree_map_with_path(
+    lambda keys, x: function(_path(keys), x), tree
+  )
+
+
+def _is_matrix(path: tuple[str, ...]) -> bool:
+  return path[-1] in ('kernel', 'up', 'down') and 'conv' not in path
+
+
+def _takes_inputs(path: tuple[str, ...]) -> bool:
+  """Whether a parameter is the kernel of a Linear layer."""
+  return path[-1] == 'kernel' and 'conv' not in path
+
+
+def matrix_axes(params: Any) -> Any:
+  """`MatrixAxes` of Hope's parameters; None for those that are no matrices.
+
+  Kernels are stacked over layers, those of memories over heads too. The
+  embedding, the convolution, norms, gates and biases are no matrices.
+  """
+  axes = optimizers.MatrixAxes(-2, -1)
+  return _of_path(lambda path, _: axes if _is_matrix(path) else None)(params)
+
+
+def parse_options(name: str, text: str) -> dict[str, Any]:
+  """Reads `optimizer.options`.
+
+  Args:
+    name: of the optimizer.
+    text: comma-separated 'argument=value'; a value is a Python literal.
+
+  Raises:
+    ValueError: for an argument that the rule lacks, or a value that is none.
+  """
+  rule = inspect.signature(RULES[name])
+  allowed = [x for x in rule.parameters if x not in _GIVEN]
+  options = {}
+  try:
+    # 'a=1, b=(2, 3)' is the argument list of a call.
+    call = ast.parse(f'f({text})', mode='eval').body
+    assert isinstance(call, ast.Call) and not call.args
+    for keyword in call.keywords:
+      assert keyword.arg is not None
+      options[keyword.arg] = ast.literal_eval(keyword.value)
+  except (SyntaxError, ValueError, AssertionError):
+    raise ValueError(
+      f'optimizer.options={text!r} cannot be read; write it as '
+      "'argument=value,argument=value'."
+    ) from None
+  for argument in options:
+    if argument not in allowed:
+      raise ValueError(
+        f'optimizer.options names {argument!r}, which {name} lacks; it has '
+        f'{", ".join(allowed)}.'
+      )
+  return options
+
+
+def learning_rate(config: Config) -> optax.Schedule:
+  """Linear warm-up, then cosine to final_fraction of the peak."""
+  o = config.optimizer
+  return optax.warmup_cosine_decay_schedule(
+    0.0 if o.warmup_steps else o.learning_rate,
+    o.learning_rate,
+    o.warmup_steps,
+    max(config.train.steps, o.warmup_steps + 1),
+    o.learning_rate * o.final_fraction,
+  )
+
+
+def needs_inputs(config: Config) -> bool:
+  """Whether `update` takes second moments of the layers' inputs."""
+  return config.optimizer.name == 'delta_gradient_descent'
+
+
+def kind(config: Config, path: tuple[str, ...]) -> str:
+  """Name of the rule that a parameter takes, by its path."""
+  name = config.optimizer.name
+  if name not in OF_MATRICES:
+    return name
+  chosen = _takes_inputs if needs_inputs(config) else _is_matrix
+  return name if chosen(path) else 'adamw'
+
+
+def period(config: Config, path: tuple[str, ...]) -> int:
+  """Training steps between two updates of a parameter, by its path."""
+  cms = config.model.cms
+  for part in path:
+    if cms.mode == 'outer' and part.startswith('level_'):
+      return cms.periods[int(part.removeprefix('level_'))]
+  return 1
+
+
+def _rule(config: Config, name: str, steps: int):
+  """A rule with decay and learning rate, for a level that moves every `steps`.
+
+  The learning rate is that of the training step that the update is made at.
+  """
+  o, schedule = config.optimizer, learning_rate(config)
+  options = parse_options(name, o.options) if name == o.name else {}
+  ratio = 1.0
+  if name != o.name and o.other_learning_rate is not None:
+    ratio = o.other_learning_rate / o.learning_rate
+  rate = lambda count: ratio * schedule(count * steps)
+  if name == 'delta_gradient_descent':
+    return RULES[name](rate, **options)
+  if name == 'adamw':
+    options = {'b1': o.b1, 'b2': o.b2, 'eps': o.eps} | options
+  elif name != 'preconditioned_momentum' and name != 'feature_momentum':
+    options[_AXES.get(name, 'axes')] = matrix_axes
+  parts = [RULES[name](**options)]
+  if o.normalize_updates:
+    parts.append(optax.normalize_by_update_norm())
+  decays = _of_path(lambda path, _: path[-1] in _DECAYED)
+  parts.append(optax.add_decayed_weights(o.weight_decay, decays))
+  return optax.chain(*parts, optax.scale_by_learning_rate(rate))
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
+  """The optimizer of a resolved configuration.
+
+  Eq. 71: CMS level l in mode `outer` averages the gradients of periods[l] steps
+  and then makes one update.
+  """
+  periods = config.model.cms.periods if config.model.cms.mode == 'outer' else ()
+  names = {config.optimizer.name}
+  if config.optimizer.name in OF_MATRICES:
+    names.add('adamw')
+
+  def level(steps: int):
+    return optax.partition(
+      {name: _rule(config, name, steps) for name in names},
+      _of_path(lambda path, _: kind(config, path)),
+    )
+
+  rule = optimizers.multi_timescale(
+    {steps: (steps, level(steps)) for steps in {1, *periods}},
+    _of_path(lambda path, _: period(config, path)),
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(config.optimizer.clip_norm), rule
+  )

@@ -1,0 +1,193 @@
+"""The optimizer of a run: chosen by name, levels at their own periods."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hope import config as config_lib
+from hope.parallel import devices
+from hope.training import inputs, optimizer
+from hope.training import step as step_lib
+
+
+def tiny(**optimizer_fields):
+  config = config_lib.base_config()
+  config.model.num_layers = 2
+  config.model.width = 16
+  config.model.cms.periods = (1, 2)
+  for name in ('chunk_size', 'projection_chunk_size'):
+    config.model.titans[name] = 8
+  config.data.seq_len = 16
+  config.data.batch_size = 4
+  config.optimizer.warmup_steps = 0
+  config.optimizer.update(optimizer_fields)
+  return config
+
+
+def one_batch(config):
+  shape = (config.data.batch_size, config.data.seq_len + 1)
+  x = np.random.default_rng(0).integers(16, size=shape, dtype=np.int32)
+  weights = np.ones((shape[0], shape[1] - 1), np.float32)
+  return {'inputs': x[:, :-1], 'targets': x[:, 1:], 'weights': weights}
+
+
+def parameters():
+  """Some of those of a model of one layer, with their paths."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  mixer = {
+    'mix': {'kernel': draw(1, 4, 6)},
+    'conv': {'kernel': draw(1, 3, 4)},
+    'memory': {'up': draw(1, 2, 4, 4)},
+  }
+  return {'blocks': {'mixer': mixer}, 'embed': {'embedding': draw(5, 4)}}
+
+
+@pytest.mark.parametrize('name', optimizer.RULES)
+def test_a_run_can_choose_it(name):
+  """The loss of one batch falls, and the state keeps its types."""
+  raw = tiny(name=name, learning_rate=3e-3)
+  raw.model.mixer = 'attention'
+  raw.train.accumulate = 2
+  config = config_lib.resolve(raw, 16)
+  mesh = devices.data_mesh(1)
+  graph, state = step_lib.init_state(config)
+  before = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+  update = step_lib.train_step(graph, config, mesh)
+  batch = one_batch(config)
+  losses = []
+  for _ in range(8):
+    state, metrics = update(state, batch)
+    losses.append(float(metrics['loss']))
+  assert state.healthy
+  assert losses[-1] < losses[0]
+  assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == before
+
+
+def test_options_reach_the_rule():
+  raw = tiny(name='m3', options='period=3, sum_gradients=True')
+  config = config_lib.resolve(raw, 16)
+  assert optimizer.parse_options('m3', config.optimizer.options) == {
+    'period': 3,
+    'sum_gradients': True,
+  }
+  updates, params = [], parameters()
+  for options in ('', 'alpha=0.0'):
+    config = config_lib.resolve(tiny(name='m3', options=options), 16)
+    tx = optimizer.make_optimizer(config)
+    state, update = tx.init(params), jax.jit(tx.update)
+    for _ in range(10):
+      out, state = update(params, state, params)
+    updates.append(out['blocks']['mixer']['mix']['kernel'])
+  assert np.abs(updates[0] - updates[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'name': 'adam'}, "optimizer.name='adam' is unknown; choose one of adamw"),
+    ({'options': 'period=4'}, "names 'period', which adamw lacks; it has b1"),
+    ({'options': 'b1'}, 'cannot be read'),
+    ({'options': 'b1=x'}, 'cannot be read'),
+    ({'name': 'm3', 'options': 'axes=1'}, "names 'axes', which m3 lacks"),
+  ],
+)
+def test_errors(fields, message):
+  with pytest.raises(ValueError, match=message):
+    config_lib.resolve(tiny(**fields), 16)
+
+
+def test_matrices_and_others():
+  config = config_lib.resolve(tiny(name='muon', other_learning_rate=1e-4), 16)
+  params = parameters()
+  kinds = jax.tree_util.tree_map_with_path(
+    lambda keys, _: optimizer.kind(config, tuple(k.key for k in keys)), params
+  )
+  mixer = kinds['blocks']['mixer']
+  assert mixer['mix']['kernel'] == mixer['memory']['up'] == 'muon'
+  assert mixer['conv']['kernel'] == kinds['embed']['embedding'] == 'adamw'
+  tx = optimizer.make_optimizer(config)
+  grads = jax.tree.map(jnp.ones_like, params)
+  updates, _ = tx.update(grads, tx.init(params), params)
+  # The first step of Adam is the learning rate; 0.1 of it decays the weights.
+  embedding = params['embed']['embedding']
+  np.testing.assert_allclose(
+    updates['embed']['embedding'], -1e-4 * (1 + 0.1 * embedding), rtol=1e-3
+  )
+
+
+def test_normalized_updates_have_one_norm():
+  for name in ('adamw', 'delta_momentum'):
+    raw = tiny(name=name, normalize_updates=True, weight_decay=0.0)
+    config, params = config_lib.resolve(raw, 16), parameters()
+    tx = optimizer.make_optimizer(config)
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(
+      optax.tree.norm(updates), config.optimizer.learning_rate, rtol=1e-3
+    )
+
+
+class Net(nnx.Module):
+  """Two Linear layers, one of them read twice, and one that is no Linear."""
+
+  def __init__(self, rngs):
+    self.embed = nnx.Embed(5, 4, rngs=rngs)
+    self.first = nnx.Linear(4, 4, rngs=rngs)
+    self.last = nnx.Linear(4, 3, use_bias=False, rngs=rngs)
+
+  def __call__(self, tokens):
+    x = self.first(jnp.tanh(self.first(self.embed(tokens))))
+    return self.last(x)
+
+
+def test_captured_moments_are_those_of_the_inputs():
+  model = Net(nnx.Rngs(0))
+  seen, batch = {}, jnp.array([[0, 1, 2], [3, 4, 0]])
+  embedded = model.embed(batch)
+  middle = jnp.tanh(model.first(embedded))
+  seen['first'] = np.concatenate([embedded, middle]).reshape(-1, 4)
+  seen['last'] = np.asarray(model.first(middle)).reshape(-1, 4)
+  plain = nnx.to_pure_dict(nnx.grad(lambda m: jnp.sum(m(batch) ** 2))(model))
+  inputs.capture(model)
+  graph, params, probes = nnx.split(model, nnx.Param, inputs.Probe)
+  loss = lambda params, probes: jnp.sum(
+    nnx.merge(graph, params, probes)(batch) ** 2
+  )
+  grads, sums = jax.jit(jax.grad(loss, argnums=(0, 1)))(
+    nnx.to_pure_dict(params), nnx.to_pure_dict(probes)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), grads, plain
+  )
+  found = inputs.moments(grads, sums)
+  for name, u in seen.items():
+    np.testing.assert_allclose(
+      found[name]['kernel'], u.T @ u / len(u), rtol=1e-5, atol=1e-7
+    )
+  assert found['embed']['embedding'] is None
+  assert found['first']['bias'] is None
+
+
+def test_levels_move_at_their_periods():
+  config = config_lib.base_config()
+  config.model.cms.periods = (1, 3)
+  config.optimizer.warmup_steps = 0
+  config = config_lib.resolve(config, 16)
+  kernel = {'up': {'kernel': jnp.ones((2, 2))}}
+  params = {
+    'embed': {'embedding': jnp.ones((3, 2))},
+    'blocks': {'cms': {'level_0': kernel, 'level_1': kernel}},
+  }
+  tx = optimizer.make_optimizer(config)
+  state, moved = tx.init(params), {'embed': [], 'level_0': [], 'level_1': []}
+  for t in range(7):
+    updates, state = tx.update(params, state, params)
+    levels = {'embed': updates['embed'], **updates['blocks']['cms']}
+    for name, tree in levels.items():
+      if any(np.any(x) for x in jax.tree.leaves(tree)):
+        moved[name].append(t)
+  assert moved['embed'] == moved['level_0'] == list(range(7))
+  assert moved['level_1'] == [2, 5]

@@ -21,6 +21,7 @@ import rich.console
 import rich.table
 
 from hope.model import Hope
+from hope.training import optimizer
 
 # Columns of a table that is not shown on a terminal.
 _WIDTH = 100
@@ -93,14 +94,23 @@ def count_parameters(
   config: ml_collections.FrozenConfigDict,
 ) -> dict[str, int]:
   """Parameters of every component, in all layers; builds no array."""
+  counts: dict[str, int] = {}
+  for path, size in _parameters(config):
+    name = component('/'.join(path), config.model.cms.mode)
+    counts[name] = counts.get(name, 0) + size
+  return counts
+
+
+def _parameters(
+  config: ml_collections.FrozenConfigDict,
+) -> list[tuple[tuple[str, ...], int]]:
+  """Path and size of every parameter; builds no array."""
   model = nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(0)))
   params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-  counts: dict[str, int] = {}
-  for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
-    path = '/'.join(str(key.key) for key in keys)
-    name = component(path, config.model.cms.mode)
-    counts[name] = counts.get(name, 0) + leaf.size
-  return counts
+  return [
+    (tuple(str(key.key) for key in keys), leaf.size)
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
+  ]
 
 
 def _per_token(chunk: int) -> str:
@@ -200,9 +210,9 @@ def _titans(options) -> list[Level]:
 def _slow(
   config: ml_collections.FrozenConfigDict, counts: dict[str, int]
 ) -> list[Level]:
-  """Levels that are parameters, and the optimizer's memories of each."""
+  """Levels that are parameters, and the memories of the optimizer."""
   cms = config.model.cms
-  levels, sizes = [], {}
+  levels = []
   for name, size in counts.items():
     period, passes_on = 1, 'its values'
     match = re.fullmatch(r'CMS level (\d+)', name)
@@ -219,7 +229,6 @@ def _slow(
         and name.removeprefix('initial state of ') in memories
       ):
         passes_on = 'its values: no learning in context'
-    sizes[period] = sizes.get(period, 0) + size
     levels.append(
       Level(
         name,
@@ -230,28 +239,77 @@ def _slow(
         passes_on,
       )
     )
-  for period, size in sizes.items():
-    suffix = '' if len(sizes) == 1 else f' ({_per_step(period)})'
+  return levels + _optimizer(config)
+
+
+# The memories of a rule, by its name in `hope.training.optimizer`: component,
+# objective or what it averages, and updates of its level per update of the
+# memory. `{x}` is the argument x of the rule.
+_MEMORIES: dict[str, tuple[tuple[str, str, str], ...]] = {
+  'adamw': (
+    ('AdamW first moment', '{b1}-decayed mean of g', '1'),
+    ('AdamW second moment', '{b2}-decayed mean of g^2', '1'),
+  ),
+  'muon': (('Muon momentum', '{beta}-decayed mean of g', '1'),),
+  'm3': (
+    ('M3 fast momentum', '{b1}-decayed mean of g', '1'),
+    ('M3 slow momentum', '{b3}-decayed mean over windows of g', '{period}'),
+    ('M3 second moment', '{b2}-decayed mean of g^2', '1'),
+  ),
+  'preconditioned_momentum': (
+    ('momentum', '-<m, P g>, {decay} of m kept', '1'),
+  ),
+  'feature_momentum': (
+    ('feature momentum', '-<m, phi(g)>, {decay} of m kept', '1'),
+  ),
+  'delta_momentum': (
+    (
+      'delta momentum',
+      '-<m, P g> and {erase}/2 |m^T g|^2, {decay} of m kept',
+      '1',
+    ),
+  ),
+  'deep_momentum': (
+    ('deep momentum', 'MLP of g to I ({objective}), {decay} kept', '1'),
+  ),
+  'associative_momentum': (
+    ('associative momentum M', '{b1}-decayed mean of g', '1'),
+    ('associative momentum H', '{b2}-decayed mean of {statistic} of g', '1'),
+  ),
+  'delta_gradient_descent': (),
+}
+
+
+def _optimizer(config: ml_collections.FrozenConfigDict) -> list[Level]:
+  """The optimizer's memories, for each period and rule of the parameters."""
+  sizes: dict[tuple[int, str], int] = {}
+  for path, size in _parameters(config):
+    key = optimizer.period(config, path), optimizer.kind(config, path)
+    sizes[key] = sizes.get(key, 0) + size
+  levels = []
+  periods = sorted({period for period, _ in sizes})
+  suffix = lambda period: '' if len(periods) == 1 else f' ({_per_step(period)})'
+  for period in periods:
+    size = sum(n for (p, _), n in sizes.items() if p == period)
     if period > 1:
       levels.append(
         Level(
-          f'gradient accumulator{suffix}',
+          f'gradient accumulator{suffix(period)}',
           _per_step(1),
           'mean of gradients',
           f'{period} gradients of {size:,} parameters',
           0,
-          'its mean, to the moments',
+          'its mean, to the memories',
         )
       )
-    for moment, what, beta in (
-      ('first', 'g', config.optimizer.b1),
-      ('second', 'g^2', config.optimizer.b2),
-    ):
+  for (period, name), size in sizes.items():
+    arguments = optimizer.arguments(config, name)
+    for component, objective, ratio in _MEMORIES[name]:
       levels.append(
         Level(
-          f'AdamW {moment} moment{suffix}',
-          _per_step(period),
-          f'{beta:g}-decayed mean of {what}',
+          component + suffix(period),
+          _per_step(period * int(ratio.format(**arguments))),
+          objective.format(**arguments),
           f'past gradients of {size:,} parameters',
           0,
           'the update it makes',

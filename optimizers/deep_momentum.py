@@ -2,6 +2,7 @@
 
 import math
 from typing import Any, NamedTuple
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -158,10 +159,10 @@ def scale_by_deep_momentum(
     )
 
     def start(layer):
-      key = jax.random.key(seed)
+      key = jax.random.fold_in(jax.random.key(seed), layer)
 
       def kernel(path, x, a):
-        name = sum(map(ord, jax.tree_util.keystr(path))) * depth + layer
+        name = zlib.crc32(jax.tree_util.keystr(path).encode())
         shape = shapes(x, a)[layer]
         normal = jax.random.normal(jax.random.fold_in(key, name), shape)
         # Features of keys of norm 1 have a norm of about 1.

@@ -53,12 +53,18 @@ print(json.dumps({
 """
 
 
-def run(devices, accumulate):
+def run(devices, accumulate, cache):
   done = subprocess.run(
     [sys.executable, '-c', PROGRAM, str(accumulate)],
     cwd=ROOT,
     env=os.environ
-    | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)},
+    | {
+      'JAX_PLATFORMS': 'cpu',
+      'JAX_NUM_CPU_DEVICES': str(devices),
+      # The step is compiled once to be read, and once to run.
+      'JAX_COMPILATION_CACHE_DIR': str(cache),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    },
     capture_output=True,
     text=True,
     timeout=300,
@@ -68,14 +74,19 @@ def run(devices, accumulate):
 
 
 @pytest.fixture(scope='module')
-def alone():
-  return run(1, 1)
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(scope='module')
+def alone(cache):
+  return run(1, 1, cache)
 
 
 @pytest.mark.xdist_group('devices')
 @pytest.mark.parametrize(('devices', 'accumulate'), [(2, 1), (3, 2)])
-def test_devices_change_nothing_but_rounding(alone, devices, accumulate):
-  shared = run(devices, accumulate)
+def test_devices_change_nothing_but_rounding(alone, cache, devices, accumulate):
+  shared = run(devices, accumulate, cache)
   assert alone['devices'] == 1 and alone['reduced'] == []
   # Of three devices two take part: three do not divide four rows.
   assert shared['devices'] == 2

@@ -1,5 +1,7 @@
 """The table of levels against the model that it describes."""
 
+import re
+
 from flax import nnx
 import jax
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from hope import config as config_lib
 from hope import levels as levels_lib
 from hope.model import Hope
+from hope.training import optimizer
 
 
 def make(**fields):
@@ -109,6 +112,52 @@ def test_cms_levels_have_their_own_periods():
   rows = by_name(make(**CASES['in_context']))
   assert rows['CMS level 1', '1/64 updates per token'].parameters == 0
   assert rows['initial state of CMS level 1', '1 per step'].parameters > 0
+
+
+@pytest.mark.parametrize('name', optimizer.RULES)
+def test_every_memory_of_the_optimizer_is_a_level(name):
+  """Together they hold what the optimizer's state holds."""
+  config = make(**{'optimizer.name': name, 'model.mixer': 'attention'})
+  rows = levels_lib.levels(config)
+  sizes = [
+    int(re.search(r'([\d,]+) parameters', row.context)[1].replace(',', ''))
+    for row in rows
+    if row.passes_on == 'the update it makes'
+  ]
+  if name == 'deep_momentum':  # Its memory has a size of its own.
+    assert sizes
+    return
+  params = optimizer_params(config)
+  state = jax.eval_shape(optimizer.make_optimizer(config).init, params)
+  held = sum(x.size for x in jax.tree.leaves(state) if x.ndim)
+  if name == 'muon':  # Coefficients of Newton-Schulz are in its state.
+    held -= 3
+  if name == 'm3':  # The orthogonalised slow momentum is kept as well.
+    held -= sum(
+      size
+      for path, size in levels_lib._parameters(config)
+      if optimizer.kind(config, path) == 'm3'
+    )
+  assert sum(sizes) == held
+
+
+def optimizer_params(config):
+  model = nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(0)))
+  return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def test_slow_momentum_is_slower_than_its_level():
+  rows = by_name(
+    make(
+      **CASES['periods']
+      | {'optimizer.name': 'm3', 'optimizer.options': 'period=8'}
+    )
+  )
+  for period, slow in ((1, 8), (4, 32), (16, 128)):
+    suffix = '1 per step' if period == 1 else f'1/{period} per step'
+    name = f'M3 slow momentum ({suffix})'
+    assert (name, f'1/{slow} per step') in rows
+  assert ('AdamW first moment (1 per step)', '1 per step') in rows
 
 
 def test_unknown_parameter_is_named():

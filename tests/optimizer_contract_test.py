@@ -78,8 +78,8 @@ def test_vmap(case: Case):
   params, tx = tree(), case.make(0.1)
   both = jax.tree.map(lambda x: jnp.stack([x, 2 * x + 1]), params)
   extra = case.extra(params)
-  step = lambda p: tx.update(p, tx.init(p), p, **extra)[0]
-  out = jax.vmap(step)(both)
+  step = jax.jit(lambda p: tx.update(p, tx.init(p), p, **extra)[0])
+  out = jax.jit(jax.vmap(step))(both)
   for j in range(2):
     one = jax.tree.map(lambda x, j=j: x[j], both)
     assert_close(jax.tree.map(lambda x, j=j: x[j], out), step(one))

@@ -29,7 +29,6 @@ RULES: dict[str, Callable[..., Any]] = {
 OF_MATRICES = ('muon', 'm3', 'delta_gradient_descent')
 # Arguments that this module gives, or that no text can say.
 _GIVEN = ('learning_rate', 'axes', 'weight_dimension_numbers', 'mesh')
-_AXES = {'muon': 'weight_dimension_numbers'}
 
 # Parameters that decay, by the last part of their path.
 _DECAYED = ('kernel', 'embedding', 'up', 'down')
@@ -99,6 +98,17 @@ def parse_options(name: str, text: str) -> dict[str, Any]:
   return options
 
 
+def arguments(config: Config, name: str) -> dict[str, Any]:
+  """All arguments of a rule in a run, those at their defaults included."""
+  o = config.optimizer
+  found = {
+    k: v.default for k, v in inspect.signature(RULES[name]).parameters.items()
+  }
+  if name == 'adamw':
+    found |= {'b1': o.b1, 'b2': o.b2, 'eps': o.eps}
+  return found | (parse_options(name, o.options) if name == o.name else {})
+
+
 def learning_rate(config: Config) -> optax.Schedule:
   """Linear warm-up, then cosine to final_fraction of the peak."""
   o = config.optimizer
@@ -140,17 +150,18 @@ def _rule(config: Config, name: str, steps: int):
   The learning rate is that of the training step that the update is made at.
   """
   o, schedule = config.optimizer, learning_rate(config)
-  options = parse_options(name, o.options) if name == o.name else {}
+  options = {
+    k: v for k, v in arguments(config, name).items() if k not in _GIVEN
+  }
   ratio = 1.0
   if name != o.name and o.other_learning_rate is not None:
     ratio = o.other_learning_rate / o.learning_rate
   rate = lambda count: ratio * schedule(count * steps)
   if name == 'delta_gradient_descent':
     return RULES[name](rate, **options)
-  if name == 'adamw':
-    options = {'b1': o.b1, 'b2': o.b2, 'eps': o.eps} | options
-  elif name != 'preconditioned_momentum' and name != 'feature_momentum':
-    options[_AXES.get(name, 'axes')] = matrix_axes
+  for axes in ('axes', 'weight_dimension_numbers'):
+    if axes in inspect.signature(RULES[name]).parameters:
+      options[axes] = matrix_axes
   parts = [RULES[name](**options)]
   if o.normalize_updates:
     parts.append(optax.normalize_by_update_norm())

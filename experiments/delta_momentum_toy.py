@@ -7,7 +7,9 @@ paper does not give k, a and w; the figure has k = 10, a = 1, w = 2, and the
 table has others. Both rules are tuned over the same number of settings: for
 momentum, learning rates and decays; for delta momentum, fewer learning rates,
 the same decays, and strengths of the erase. What counts is the number of steps
-after which the distance to the optimum stays below 0.01.
+after which the distance to the optimum stays below 0.01: its median over 32
+starts within about 0.1 of (-3.5, 2), since from one start alone a large rate
+may jump to the optimum by luck.
 """
 
 import itertools
@@ -28,6 +30,7 @@ import rich.table
 import optimizers
 
 START = (-3.5, 2.0)
+NUM_STARTS = 32
 STEPS = 2_000
 CLOSE = 0.01
 FIGURE = (10.0, 1.0, 2.0)  # k, a, w
@@ -61,14 +64,14 @@ SETTINGS = {
 }
 
 
-def path(name: str, setting, function) -> jax.Array:
-  """Places after each step, [STEPS + 1, 2]."""
+def path(name: str, setting, function, w=START) -> jax.Array:
+  """Places after each step from w, [STEPS + 1, 2]."""
   rate, decay, erase = setting
   if name == 'momentum':
     tx = optimizers.preconditioned_momentum(rate, decay)
   else:
     tx = optimizers.delta_momentum(rate, decay, erase)
-  w = jnp.array(START)
+  w = jnp.asarray(w)
 
   def step(carry, _):
     w, state = carry
@@ -87,9 +90,15 @@ def steps_needed(places: jax.Array) -> jax.Array:
 
 def tune(name: str, function) -> tuple[int, tuple[float, ...]]:
   """The fewest steps over all settings, and the setting."""
-  count = jax.jit(
-    jax.vmap(lambda setting: steps_needed(path(name, setting, function)))
-  )(jnp.asarray(SETTINGS[name]))
+  noise = jax.random.normal(jax.random.key(0), (NUM_STARTS, 2))
+  starts = jnp.array(START) + 0.1 * noise
+
+  def median(setting):
+    steps = lambda w: steps_needed(path(name, setting, function, w))
+    return jnp.median(jax.vmap(steps)(starts))
+
+  settings = jnp.asarray(SETTINGS[name])
+  count = jax.jit(lambda s: jax.lax.map(median, s, batch_size=150))(settings)
   best = int(np.argmin(count))
   return int(count[best]), SETTINGS[name][best]
 
@@ -101,10 +110,10 @@ def draw(file: pathlib.Path, found) -> None:
   values = np.log10(psi(jnp.array([r, theta]), *FIGURE) + 1e-3)
   left.contourf(r, theta, values, levels=20, cmap='Greys')
   for name, (steps, setting) in found.items():
-    places = np.asarray(path(name, setting, FIGURE))[: steps + 1]
+    places = np.asarray(path(name, setting, FIGURE))[: 2 * steps]
     left.plot(*places.T, '.-', markersize=3, linewidth=0.8, label=name)
     right.semilogy(
-      np.linalg.norm(places, axis=-1), label=f'{name}: {steps} steps'
+      np.linalg.norm(places, axis=-1), label=f'{name}: median {steps}'
     )
   left.plot(0, 0, 'k*')
   left.set(xlabel='r', ylabel='theta', xlim=(-4.5, 2), ylim=(-6, 4))
@@ -123,7 +132,9 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unknown arguments: {argv[1:]}')
   workdir = pathlib.Path(flags.FLAGS.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  table = rich.table.Table(title=f'steps to stay within {CLOSE}, both tuned')
+  table = rich.table.Table(
+    title=f'median steps to stay within {CLOSE}, both tuned'
+  )
   for column in ('k', 'a', 'w', *SETTINGS, '(rate, decay, erase)'):
     table.add_column(column, justify='right')
   results = []

@@ -12,6 +12,7 @@ starts within about 0.1 of (-3.5, 2), since from one start alone a large rate
 may jump to the optimum by luck.
 """
 
+import functools
 import itertools
 import json
 import pathlib
@@ -88,14 +89,18 @@ def steps_needed(places: jax.Array) -> jax.Array:
   return jnp.max(jnp.where(near, 0, jnp.arange(len(places)) + 1))
 
 
+def starts() -> jax.Array:
+  """Where the paths begin, [NUM_STARTS, 2]."""
+  noise = jax.random.normal(jax.random.key(0), (NUM_STARTS, 2))
+  return jnp.array(START) + 0.1 * noise
+
+
 def tune(name: str, function) -> tuple[int, tuple[float, ...]]:
   """The fewest steps over all settings, and the setting."""
-  noise = jax.random.normal(jax.random.key(0), (NUM_STARTS, 2))
-  starts = jnp.array(START) + 0.1 * noise
 
   def median(setting):
     steps = lambda w: steps_needed(path(name, setting, function, w))
-    return jnp.median(jax.vmap(steps)(starts))
+    return jnp.median(jax.vmap(steps)(starts()))
 
   settings = jnp.asarray(SETTINGS[name])
   count = jax.jit(lambda s: jax.lax.map(median, s, batch_size=150))(settings)
@@ -104,21 +109,31 @@ def tune(name: str, function) -> tuple[int, tuple[float, ...]]:
 
 
 def draw(file: pathlib.Path, found) -> None:
-  """The two paths over the valley, and their distances to the optimum."""
+  """A typical path of each over the valley, and the distances of all."""
   figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5))
   r, theta = np.meshgrid(np.linspace(-4.5, 2, 200), np.linspace(-6, 4, 200))
   values = np.log10(psi(jnp.array([r, theta]), *FIGURE) + 1e-3)
   left.contourf(r, theta, values, levels=20, cmap='Greys')
+  shown = 2 * max(steps for steps, _ in found.values())
   for name, (steps, setting) in found.items():
-    places = np.asarray(path(name, setting, FIGURE))[: 2 * steps]
+    along = functools.partial(path, name, setting, FIGURE)
+    paths = jax.vmap(along)(starts())
+    needed = np.asarray(jax.vmap(steps_needed)(paths))
+    typical = int(np.argmin(np.abs(needed - steps)))
+    places = np.asarray(paths[typical, :shown])
     left.plot(*places.T, '.-', markersize=3, linewidth=0.8, label=name)
-    right.semilogy(
-      np.linalg.norm(places, axis=-1), label=f'{name}: median {steps}'
-    )
+    distances = np.linalg.norm(paths[:, :shown], axis=-1)
+    low, middle, high = np.quantile(distances, (0.25, 0.5, 0.75), axis=0)
+    right.semilogy(middle, label=f'{name}: median {steps} steps')
+    right.fill_between(np.arange(shown), low, high, alpha=0.2)
   left.plot(0, 0, 'k*')
   left.set(xlabel='r', ylabel='theta', xlim=(-4.5, 2), ylim=(-6, 4))
   right.axhline(CLOSE, color='grey', linewidth=0.5)
-  right.set(xlabel='step', ylabel='distance to the optimum')
+  right.set(
+    xlabel='step',
+    ylabel=f'distance to the optimum, quartiles of {NUM_STARTS} starts',
+    ylim=(CLOSE / 100, 30),
+  )
   left.legend(loc='lower right')
   right.legend()
   figure.tight_layout()

@@ -258,6 +258,7 @@ def resolve(
   from hope.model import PRESETS  # the presets live with the model
 
   config = config.copy_and_resolve_references()
+  check_complete(config)
   model = config.model
   if model.preset not in PRESETS:
     raise ValueError(
@@ -281,6 +282,27 @@ def resolve(
     model.attention.max_context = config.data.seq_len
   _validate(config)
   return ml_collections.FrozenConfigDict(config)
+
+
+def check_complete(config) -> None:
+  """Raises ValueError if a configuration lacks a field, naming it."""
+  missing = _missing(config, base_config())
+  if missing:
+    raise ValueError(
+      f'{", ".join(missing)} is missing: the configuration is of another '
+      'version. Train anew, or use the version that wrote it.'
+    )
+
+
+def _missing(config, wanted, prefix: str = '') -> list[str]:
+  """Paths of the fields of `wanted` that a configuration lacks."""
+  paths = []
+  for name, value in wanted.items():
+    if name not in config:
+      paths.append(prefix + name)
+    elif isinstance(value, ml_collections.ConfigDict):
+      paths += _missing(config[name], value, f'{prefix}{name}.')
+  return paths
 
 
 def _get(config, path):

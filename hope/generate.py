@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from hope import command_line, sampling
+from hope.config import check_complete
 from hope.data import tokenization
 from hope.training import step as step_lib
 from hope.training.checkpoint import open_checkpoints
@@ -45,6 +46,7 @@ def load(workdir: str):
       f'python -m hope.main --config=experiments/smoke.py --workdir={workdir}'
     )
   config = ml_collections.FrozenConfigDict(json.loads(path.read_text()))
+  check_complete(config)
   tokenizer = tokenization.open_tokenizer(config, str(folder))
   graph, state = step_lib.init_state(config)
   with open_checkpoints(folder, config) as checkpoints:

@@ -46,7 +46,16 @@ def parameters():
   return {'blocks': {'mixer': mixer}, 'embed': {'embedding': draw(5, 4)}}
 
 
-@pytest.mark.parametrize('name', optimizer.RULES)
+QUICK = ('m3', 'delta_gradient_descent', 'deep_momentum')
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(x, marks=[] if x in QUICK else [pytest.mark.slow])
+    for x in optimizer.RULES
+  ],
+)
 def test_a_run_can_choose_it(name):
   """The loss of one batch falls, and the state keeps its types."""
   raw = tiny(name=name, learning_rate=3e-3)
@@ -98,6 +107,14 @@ def test_options_reach_the_rule():
 def test_errors(fields, message):
   with pytest.raises(ValueError, match=message):
     config_lib.resolve(tiny(**fields), 16)
+
+
+def test_a_configuration_of_an_older_version_is_refused():
+  raw = tiny()
+  with raw.unlocked():
+    del raw.optimizer.options
+  with pytest.raises(ValueError, match='optimizer.options is missing'):
+    config_lib.resolve(raw, 16)
 
 
 def test_matrices_and_others():

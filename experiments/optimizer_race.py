@@ -244,24 +244,6 @@ def trainer(
   graph, _ = nnx.split(model, nnx.Param)
   captures = name == 'delta_gradient_descent'
 
-  def loss(params, batch):
-    return task.loss(nnx.merge(graph, params), batch)
-
-  def gradients(params, batch):
-    if not captures:
-      (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
-      return value, grads, {}
-    model = nnx.merge(graph, params)
-    inputs_lib.capture(model)
-    probed, _, probes = nnx.split(model, nnx.Param, inputs_lib.Probe)
-    (value, _), (grads, seen) = jax.value_and_grad(
-      lambda p, q: task.loss(nnx.merge(probed, p, q), batch),
-      argnums=(0, 1),
-      has_aux=True,
-    )(params, nnx.to_pure_dict(probes))
-    moments = inputs_lib.moments(params, seen)
-    return value, grads, {'inputs': moments}
-
   @jax.jit
   def run(params, key, rate, other):
     tx = optimizer(name, rate, other, steps, matched)
@@ -271,7 +253,10 @@ def trainer(
       params, state = carry
       rows = jax.random.randint(key, (task.batch,), 0, count)
       batch = jax.tree.map(lambda x: x[rows], task.train)
-      value, grads, extra = gradients(params, batch)
+      (value, _), grads, seen = inputs_lib.gradients(
+        lambda model: task.loss(model, batch), graph, params, captures
+      )
+      extra = {'inputs': inputs_lib.moments(params, seen)} if captures else {}
       updates, state = tx.update(grads, state, params, **extra)
       return (optax.apply_updates(params, updates), state), value
 
@@ -279,7 +264,8 @@ def trainer(
       step, (params, tx.init(params)), jax.random.split(key, steps)
     )
     parts = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), task.test)
-    test, accuracy = jax.lax.map(lambda part: loss(params, part), parts)
+    trained = nnx.merge(graph, params)
+    test, accuracy = jax.lax.map(lambda part: task.loss(trained, part), parts)
     return values, test.mean(), accuracy.mean()
 
   def call(seed, rate, other):

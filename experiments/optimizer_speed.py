@@ -3,9 +3,9 @@
   python -m experiments.optimizer_speed --workdir=runs/speed
 
 Parameters of a Transformer of 24 layers and width 512 (without its embedding),
-random gradients, no model. Every optimizer takes whole windows of its slowest
-period, in turns with the others, so that a busy machine slows all alike; the
-time of a step is the mean over a window, and the median of the windows counts.
+random gradients, no model. Those that are compared take whole windows of the
+slowest period in turns, so that a busy machine slows all alike; the time of a
+step is the mean over a window, and the median of the windows counts.
 """
 
 import json
@@ -24,6 +24,7 @@ import rich.table
 import optimizers
 
 PERIODS = (1, 2, 4, 8)
+WINDOW = 8  # steps: the slowest period, here and of M3
 
 
 def parameters(layers: int, width: int) -> dict[str, Any]:
@@ -44,53 +45,56 @@ def parameters(layers: int, width: int) -> dict[str, Any]:
   }
 
 
-def rules(layers: int) -> dict[str, tuple[int, optax.GradientTransformation]]:
-  """By name, (window in steps, transformation)."""
+def groups(layers: int) -> tuple[dict[str, Any], ...]:
+  """Transformations by name; a group is timed in turns, against its first."""
 
   def quarter(keys, _):
     return int(keys[0].key.removeprefix('layer_')) * len(PERIODS) // layers
 
   labels = lambda tree: jax.tree_util.tree_map_with_path(quarter, tree)
-  adamw: dict[Any, Any] = {j: optax.adamw(1e-3) for j in range(len(PERIODS))}
-  levels: dict[Any, Any] = {j: (p, adamw[j]) for j, p in enumerate(PERIODS)}
-  return {
-    'optax.adamw': (8, optax.adamw(1e-3)),
-    'optax.contrib.muon': (8, optax.contrib.muon(1e-3)),
-    'm3': (8, optimizers.m3(1e-3)),
-    'm3 without V': (8, optimizers.m3(1e-3, second_moment=False)),
-    'delta_momentum': (8, optimizers.delta_momentum(1e-3)),
-    'deep_momentum': (8, optimizers.deep_momentum(1e-3)),
-    'associative_momentum': (8, optimizers.associative_momentum(1e-3)),
-    'optax.partition': (8, optax.partition(adamw, labels)),
-    'multi_timescale': (8, optimizers.multi_timescale(levels, labels)),
-  }
+  numbered = range(len(PERIODS))
 
+  def levels(inner: optax.GradientTransformation) -> tuple[Any, Any]:
+    """All levels at every step, and each at its period."""
+    return optax.partition(
+      {j: inner for j in numbered}, labels
+    ), optimizers.multi_timescale(
+      {j: (p, inner) for j, p in enumerate(PERIODS)}, labels
+    )
 
-def main(argv: list[str]) -> None:
-  """Times all rules in turns; prints and writes."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  options = flags.FLAGS
-  params = parameters(options.layers, options.width)
-  size = sum(x.size for x in jax.tree.leaves(params))
-  print(
-    f'{options.layers} layers of width {options.width}: {size:,} parameters'
+  adamw, muon = optax.adamw(1e-3), optax.contrib.muon(1e-3)
+  partition, multi_timescale = levels(adamw)
+  partition_muon, multi_timescale_muon = levels(muon)
+  return (
+    {
+      'optax.adamw': adamw,
+      'delta_momentum': optimizers.delta_momentum(1e-3),
+      'associative_momentum': optimizers.associative_momentum(1e-3),
+      'deep_momentum': optimizers.deep_momentum(1e-3),
+    },
+    {'optax.partition': partition, 'multi_timescale': multi_timescale},
+    {
+      'optax.contrib.muon': muon,
+      'm3': optimizers.m3(1e-3),
+      'm3 without V': optimizers.m3(1e-3, second_moment=False),
+    },
+    {
+      'optax.partition of Muon': partition_muon,
+      'multi_timescale of Muon': multi_timescale_muon,
+    },
   )
-  keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(params)))
-  grads = jax.tree.map(
-    lambda x, key: jax.random.normal(key, x.shape),
-    params,
-    jax.tree.unflatten(jax.tree.structure(params), list(keys)),
-  )
-  chosen = rules(options.layers)
-  if options.only:
-    unknown = set(options.only) - set(chosen)
-    if unknown:
-      raise app.UsageError(f'--only: {unknown}; choose from {list(chosen)}')
-    chosen = {name: chosen[name] for name in options.only}
 
+
+def measure(
+  group: dict[str, Any], params: Any, grads: Any, windows: int
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+  """Times a group, a window of WINDOW steps of each in turns.
+
+  Returns:
+    By name, (seconds a step in every window, bytes of the state).
+  """
   steps, states, times, memory = {}, {}, {}, {}
-  for name, (_, tx) in chosen.items():
+  for name, tx in group.items():
 
     def step(params, state, grads, tx=tx):
       updates, state = tx.update(grads, state, params)
@@ -107,47 +111,70 @@ def main(argv: list[str]) -> None:
     memory[name] = sum(x.nbytes for x in jax.tree.leaves(state))
     states[name] = (jax.tree.map(jnp.copy, params), state)
     times[name] = []
-  for window in range(1 + options.windows):
-    for name, (count, _) in chosen.items():
+  for window in range(1 + windows):
+    for name in group:
       begin = time.perf_counter()
-      for _ in range(count):
+      for _ in range(WINDOW):
         states[name] = steps[name](*states[name], grads)
       jax.block_until_ready(states[name])
       if window:
-        times[name].append((time.perf_counter() - begin) / count)
+        times[name].append((time.perf_counter() - begin) / WINDOW)
+  return times, memory
 
-  seconds = {name: statistics.median(x) for name, x in times.items()}
-  against = {'m3': 'optax.contrib.muon', 'multi_timescale': 'optax.partition'}
-  table = rich.table.Table(title='one step, mean over a window of 8')
+
+def main(argv: list[str]) -> None:
+  """Times all groups, one after the other; prints and writes."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unknown arguments: {argv[1:]}')
+  options = flags.FLAGS
+  params = parameters(options.layers, options.width)
+  size = sum(x.size for x in jax.tree.leaves(params))
+  print(
+    f'{options.layers} layers of width {options.width}: {size:,} parameters'
+  )
+  keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(params)))
+  grads = jax.tree.map(
+    lambda x, key: jax.random.normal(key, x.shape),
+    params,
+    jax.tree.unflatten(jax.tree.structure(params), list(keys)),
+  )
+  chosen = groups(options.layers)
+  if options.only:
+    known = [name for group in chosen for name in group]
+    if unknown := set(options.only) - set(known):
+      raise app.UsageError(f'--only: {unknown}; choose from {known}')
+    keep = lambda group: {k: v for k, v in group.items() if k in options.only}
+    chosen = tuple(group for group in map(keep, chosen) if group)
+
+  table = rich.table.Table(title=f'one step, mean over a window of {WINDOW}')
   for column in ('rule', 'seconds', 'least', 'most', 'state', 'ratio'):
     table.add_column(column, justify='left' if column == 'rule' else 'right')
-  ratios = {}
-  for name, x in times.items():
-    other = against.get(name)
-    text = ''
-    if other in seconds:
+  result: dict[str, Any] = {'parameters': size, 'rules': {}}
+  for group in chosen:
+    times, memory = measure(group, params, grads, options.windows)
+    first = next(iter(group))
+    for name, x in times.items():
       # Windows that stand beside each other.
-      ratios[name] = statistics.median(
-        a / b for a, b in zip(x, times[other], strict=True)
+      ratio = statistics.median(
+        a / b for a, b in zip(x, times[first], strict=True)
       )
-      text = f'{ratios[name]:.3f} of {other}'
-    table.add_row(
-      name,
-      f'{seconds[name]:.3f}',
-      f'{min(x):.3f}',
-      f'{max(x):.3f}',
-      f'{memory[name] / size / 4:.2f} x',
-      text,
-    )
-  rich.console.Console(width=100).print(table)
+      table.add_row(
+        name,
+        f'{statistics.median(x):.3f}',
+        f'{min(x):.3f}',
+        f'{max(x):.3f}',
+        f'{memory[name] / size / 4:.2f} x',
+        '' if name == first else f'{ratio:.3f} of {first}',
+      )
+      result['rules'][name] = {
+        'seconds': x,
+        'state_bytes': memory[name],
+        'ratio': ratio,
+        'of': first,
+      }
+  rich.console.Console(width=110).print(table)
   workdir = pathlib.Path(options.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  result = {
-    'parameters': size,
-    'seconds': times,
-    'state_bytes': memory,
-    'ratios': ratios,
-  }
   (workdir / 'speed.json').write_text(json.dumps(result, indent=1))
   print(
     f'State is in trees of the size of the parameters. In {workdir}: '

@@ -33,7 +33,7 @@ from .momentum import (
 from .multi_scale_momentum import ScaleByM3State as ScaleByM3State
 from .multi_scale_momentum import m3 as m3
 from .multi_scale_momentum import scale_by_m3 as scale_by_m3
-from .timescales import AccumulateUpdatesState as AccumulateUpdatesState
+from .timescales import EveryState as EveryState
 from .timescales import every as every
 from .timescales import label_by_path as label_by_path
 from .timescales import multi_timescale as multi_timescale

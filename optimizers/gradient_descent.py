@@ -84,6 +84,8 @@ def generalized_gradient_descent(
   and for a batch the outer products become E[u u^T] and the gradient, and
   :math:`|u|^2` its mean, the trace of E[u u^T].
 
+  No tree is kept, only the number of steps.
+
   Args:
     learning_rate: eta, a number or a schedule.
     objective: 'l2', 'dot' or a function (gradient [..., i, o], kernel like it,

@@ -95,6 +95,8 @@ def scale_by_preconditioned_momentum(
   .. math::
     m_t = \alpha \, m_{t-1} + P_t \, g_t, \qquad u_t = \sigma(m_t)
 
+  One tree of the size of the parameters is kept.
+
   Args:
     decay: alpha.
     precondition: P, a transformation such as `optax.scale_by_rms()`, or a
@@ -127,6 +129,8 @@ def scale_by_feature_momentum(
 
   Choice: the paper leaves phi open; tanh, which keeps small entries and bounds
   large ones, is the default.
+
+  One tree of the size of the parameters is kept.
 
   Args:
     feature: phi, from an array to one of its shape, entry by entry or not;
@@ -186,6 +190,8 @@ def scale_by_delta_momentum(
   Choice: the step is normalised as in Eq. 56, so that no direction of m is
   multiplied by less than alpha - 1 or more than alpha, for gradients of any
   size; the paper has :math:`\epsilon = 1`.
+
+  One tree of the size of the parameters is kept.
 
   Args:
     decay: alpha.

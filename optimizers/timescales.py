@@ -12,12 +12,12 @@ import optax
 ACCUMULATE = ('gradients', 'updates')
 
 
-class AccumulateUpdatesState(NamedTuple):
-  """State of a level that sums its updates.
+class EveryState(NamedTuple):
+  """State of a level.
 
   Attributes:
     step: int32 scalar, steps since the last release.
-    total: the sum of the updates since then, shaped like the parameters.
+    total: the sum of what was gathered since then, shaped like the parameters.
     inner: state of the inner transformation.
   """
 
@@ -26,49 +26,19 @@ class AccumulateUpdatesState(NamedTuple):
   inner: Any
 
 
-def _accumulate_updates(
-  period: int, inner: optax.GradientTransformationExtraArgs
-) -> optax.GradientTransformationExtraArgs:
-  """Sums the inner transformation's updates, released every `period` steps."""
-
-  def init_fn(params):
-    return AccumulateUpdatesState(
-      jnp.zeros([], jnp.int32),
-      optax.tree.zeros_like(params),
-      inner.init(params),
-    )
-
-  def update_fn(updates, state, params=None, **extra_args):
-    updates, inner_state = inner.update(
-      updates, state.inner, params, **extra_args
-    )
-    step = (state.step + 1) % period
-    total = jax.tree.map(
-      lambda t, u: (t + u).astype(t.dtype), state.total, updates
-    )
-    zeros = optax.tree.zeros_like(total)
-    released, kept = lax.cond(
-      step == 0, lambda: (total, zeros), lambda: (zeros, total)
-    )
-    return (
-      optax.tree.cast_like(released, updates),
-      AccumulateUpdatesState(step, kept, inner_state),
-    )
-
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
 def every(
   period: int,
   inner: optax.GradientTransformation,
   accumulate: str = 'gradients',
+  *,
+  accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""One level: changes its parameters every `period` steps, else not at all.
 
   With `accumulate='gradients'` the inner transformation sees, once a period,
-  the mean gradient of the period (this is `optax.MultiSteps`); in between it
-  does not run. With `'updates'`, which is Eq. 71 as printed, it runs at every
-  step and the sum of its updates is released:
+  the mean gradient of the period, as in `optax.MultiSteps`; in between it does
+  not run, and its state is not touched. With `'updates'`, which is Eq. 71 as
+  printed, it runs at every step and the sum of its updates is released:
 
   .. math::
     \theta_{i+1} = \theta_i + \sum_{t = i - C + 1}^{i} u_t
@@ -79,6 +49,7 @@ def every(
     inner: of the level, its learning rate included. A schedule counts the steps
       that `inner` runs.
     accumulate: 'gradients' or 'updates'.
+    accumulator_dtype: of the sum; None: that of the parameters.
 
   Returns:
     A transformation that passes extra arguments on. With period 1 it is
@@ -96,11 +67,48 @@ def every(
   inner = optax.with_extra_args_support(inner)
   if period == 1:
     return inner
-  if accumulate == 'updates':
-    return _accumulate_updates(period, inner)
-  steps = optax.MultiSteps(inner, every_k_schedule=period)
-  update: Any = steps.update
-  return optax.GradientTransformationExtraArgs(steps.init, update)
+
+  def init_fn(params):
+    total = optax.tree.zeros_like(params, dtype=accumulator_dtype)
+    return EveryState(jnp.zeros([], jnp.int32), total, inner.init(params))
+
+  def update_fn(updates, state, params=None, **extra_args):
+    inner_state, types = state.inner, updates
+    if accumulate == 'updates':
+      updates, inner_state = inner.update(
+        updates, inner_state, params, **extra_args
+      )
+    step = (state.step + 1) % period
+    total = jax.tree.map(
+      lambda t, u: (t + u).astype(t.dtype), state.total, updates
+    )
+    choose = lambda at_release, else_: jax.tree.map(
+      lambda x, y: jnp.where(step == 0, x, y), at_release, else_
+    )
+    zeros = optax.tree.zeros_like(total)
+    if accumulate == 'updates':
+      released = optax.tree.cast_like(choose(total, zeros), types)
+    else:
+
+      def release(total, inner_state):
+        mean = jax.tree.map(
+          lambda t, u: (t / period).astype(u.dtype), total, types
+        )
+        out, inner_state = inner.update(mean, inner_state, params, **extra_args)
+        return optax.tree.cast_like(out, types), inner_state
+
+      def wait(total, inner_state):
+        del total
+        return optax.tree.zeros_like(types), inner_state
+
+      # Of the state, only what the inner rule changes passes through the
+      # branches; each of them writes it in place.
+      released, inner_state = lax.cond(
+        step == 0, release, wait, total, inner_state
+      )
+    return released, EveryState(step, choose(zeros, total), inner_state)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def label_by_path(
@@ -131,10 +139,35 @@ def label_by_path(
   return lambda params: jax.tree_util.tree_map_with_path(label, params)
 
 
+def _check_labels(levels: Mapping[Hashable, Any], labels: Any) -> None:
+  """Raises ValueError unless labels and levels are the same."""
+  unused = set(levels)
+  # What another transformation took out has no label.
+  is_masked = lambda x: isinstance(x, optax.MaskedNode)
+  found = jax.tree_util.tree_leaves_with_path(labels, is_leaf=is_masked)
+  for keys, label in found:
+    if is_masked(label):
+      continue
+    if label not in levels:
+      path = jax.tree_util.keystr(keys, simple=True, separator='/')
+      raise ValueError(
+        f'the label {label!r} of {path!r} is no level; the levels are '
+        f'{list(levels)}.'
+      )
+    unused.discard(label)
+  if found and unused:
+    raise ValueError(
+      f'no parameter is labelled {sorted(map(str, unused))}; leave these '
+      'levels out, or correct the labels.'
+    )
+
+
 def multi_timescale(
   levels: Mapping[Hashable, tuple[int, optax.GradientTransformation]],
   labels: Callable[[optax.Params], Any] | Any,
   accumulate: str = 'gradients',
+  *,
+  accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Levels of parameters, each with its own period and transformation (Eq. 71).
 
@@ -146,12 +179,14 @@ def multi_timescale(
     labels: a tree of labels like the parameters, or a function from the
       parameters to one, as `label_by_path` gives.
     accumulate: what a level gathers over its period; see `every`.
+    accumulator_dtype: of what it gathers; None: that of the parameters.
 
   Returns:
     A transformation; with all periods 1 it is `optax.partition`.
 
   Raises:
-    ValueError: as `every`.
+    ValueError: as `every`, and by `init` if a parameter's label is no level,
+      naming its path, or if a level has no parameter.
 
   Examples:
     >>> import jax.numpy as jnp, optax
@@ -168,10 +203,18 @@ def multi_timescale(
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
-  return optax.partition(
+  tx = optax.partition(
     {
-      label: every(period, inner, accumulate)
+      label: every(
+        period, inner, accumulate, accumulator_dtype=accumulator_dtype
+      )
       for label, (period, inner) in levels.items()
     },
     labels,
   )
+
+  def init_fn(params):
+    _check_labels(levels, labels(params) if callable(labels) else labels)
+    return tx.init(params)
+
+  return optax.GradientTransformationExtraArgs(init_fn, tx.update)

@@ -32,11 +32,14 @@ class Case(NamedTuple):
 
   Attributes:
     make: from a learning rate to the transformation, all else at its default.
+    memory: numbers that its docstring says are kept for a matrix [i, o]; None:
+      it says so of levels, not of matrices.
     inputs: whether `update` takes second moments of the layers' inputs.
     static: arguments that are no hyperparameters to inject.
   """
 
   make: Callable[..., Any]
+  memory: Callable[[int, int], int] | None
   inputs: bool = False
   static: tuple[str, ...] = ()
 
@@ -84,24 +87,35 @@ def _two_levels(learning_rate):
   )
 
 
+def _trees(count: int) -> Callable[[int, int], int]:
+  return lambda i, o: count * i * o
+
+
 CASES = {
-  'preconditioned_momentum': Case(optimizers.preconditioned_momentum),
-  'feature_momentum': Case(optimizers.feature_momentum),
-  'delta_momentum': Case(optimizers.delta_momentum),
-  'nonlinear_output': Case(_muon_of_momentum),
-  'deep_momentum': Case(
-    optimizers.deep_momentum, static=('depth', 'width', 'seed')
+  'preconditioned_momentum': Case(
+    optimizers.preconditioned_momentum, _trees(1)
   ),
-  'associative_momentum': Case(optimizers.associative_momentum),
+  'feature_momentum': Case(optimizers.feature_momentum, _trees(1)),
+  'delta_momentum': Case(optimizers.delta_momentum, _trees(1)),
+  'nonlinear_output': Case(_muon_of_momentum, _trees(1)),
+  'deep_momentum': Case(
+    optimizers.deep_momentum,
+    lambda i, o: 64 * (2 * i + o),
+    static=('depth', 'width', 'seed'),
+  ),
+  'associative_momentum': Case(optimizers.associative_momentum, _trees(2)),
   'outer_products': Case(
     lambda learning_rate: optimizers.associative_momentum(
       learning_rate, statistic='outer_product'
-    )
+    ),
+    lambda i, o: i * o + i * i,
   ),
-  'm3': Case(optimizers.m3, static=('ns_steps',)),
-  'delta_gradient_descent': Case(optimizers.delta_gradient_descent, True),
+  'm3': Case(optimizers.m3, _trees(4), static=('ns_steps',)),
+  'delta_gradient_descent': Case(
+    optimizers.delta_gradient_descent, _trees(0), inputs=True
+  ),
   'generalized_gradient_descent': Case(
-    optimizers.generalized_gradient_descent, True
+    optimizers.generalized_gradient_descent, _trees(0), inputs=True
   ),
-  'multi_timescale': Case(_two_levels),
+  'multi_timescale': Case(_two_levels, None),
 }

@@ -54,6 +54,15 @@ def test_shapes_and_types_are_stable(case: Case, dtype):
     assert np.isfinite(np.asarray(x, np.float32)).all()
 
 
+@pytest.mark.parametrize('name', [k for k, v in CASES.items() if v.memory])
+def test_state_is_as_large_as_its_docstring_says(name):
+  case = CASES[name]
+  assert case.memory is not None
+  state = jax.eval_shape(case.make(0.1).init, {'w': jnp.zeros((20, 30))})
+  sizes = [x.size for x in jax.tree.leaves(state) if x.ndim]
+  assert sum(sizes) == case.memory(20, 30)
+
+
 @every
 def test_scan_and_plain_calls_agree_with_jit(case: Case):
   params = tree()

@@ -72,6 +72,11 @@ def test_parameters_of_the_speed_test():
   params = speed.parameters(24, 512)
   matrices = [x for x in jax.tree.leaves(params) if x.ndim == 2]
   assert sum(x.size for x in matrices) == 24 * 12 * 512**2
-  for window, tx in speed.rules(4).values():
-    assert window % max(speed.PERIODS) == 0
-    tx.init(speed.parameters(4, 8))
+  assert speed.WINDOW % max(speed.PERIODS) == 0
+  params, groups = speed.parameters(4, 8), speed.groups(4)
+  for group in groups:
+    for tx in group.values():
+      tx.init(params)
+  times, memory = speed.measure(groups[1], params, params, windows=2)
+  assert times.keys() == memory.keys() == groups[1].keys()
+  assert all(len(x) == 2 for x in times.values())

@@ -43,7 +43,11 @@ def parameters():
     'conv': {'kernel': draw(1, 3, 4)},
     'memory': {'up': draw(1, 2, 4, 4)},
   }
-  return {'blocks': {'mixer': mixer}, 'embed': {'embedding': draw(5, 4)}}
+  cms = {'level_1': {'up': {'kernel': draw(1, 4, 4)}}}
+  return {
+    'blocks': {'mixer': mixer, 'cms': cms},
+    'embed': {'embedding': draw(5, 4)},
+  }
 
 
 QUICK = ('m3', 'delta_gradient_descent', 'deep_momentum')
@@ -168,14 +172,12 @@ def test_captured_moments_are_those_of_the_inputs():
   seen['first'] = np.concatenate([embedded, middle]).reshape(-1, 4)
   seen['last'] = np.asarray(model.first(middle)).reshape(-1, 4)
   plain = nnx.to_pure_dict(nnx.grad(lambda m: jnp.sum(m(batch) ** 2))(model))
-  inputs.capture(model)
-  graph, params, probes = nnx.split(model, nnx.Param, inputs.Probe)
-  loss = lambda params, probes: jnp.sum(
-    nnx.merge(graph, params, probes)(batch) ** 2
-  )
-  grads, sums = jax.jit(jax.grad(loss, argnums=(0, 1)))(
-    nnx.to_pure_dict(params), nnx.to_pure_dict(probes)
-  )
+  graph, params = nnx.split(model)
+  params = nnx.to_pure_dict(params)
+  loss = lambda model: (jnp.sum(model(batch) ** 2), None)
+  _, grads, sums = jax.jit(
+    lambda params: inputs.gradients(loss, graph, params, captured=True)
+  )(params)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), grads, plain
   )

@@ -136,11 +136,12 @@ def assert_same_end(workdir, reference):
   assert results[0] == results[1]
 
 
-def test_five_kills_change_nothing(home, finished):
-  workdir, rng = home / 'killed', random.Random(0)
-  for round_ in range(5):
+@pytest.mark.parametrize('kills', [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_kills_change_nothing(home, finished, kills):
+  workdir, rng = home / f'killed_{kills}', random.Random(0)
+  for round_ in range(kills):
     process = start(home, workdir)
-    wait_for_step(process, workdir, 24 * round_ + 8)
+    wait_for_step(process, workdir, 24 * round_ + 22)
     time.sleep(0.2 * rng.random())
     assert process.poll() is None, 'the run ended before it was killed'
     process.kill()

@@ -61,6 +61,24 @@ def test_gradients_are_averaged_over_a_period():
     np.testing.assert_allclose(updates['slow']['w'], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize('accumulate', ['gradients', 'updates'])
+def test_a_sum_may_be_kept_in_another_type(accumulate):
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params())
+  tx = optimizers.every(
+    64, optax.sgd(1.0), accumulate, accumulator_dtype=jnp.float32
+  )
+  small = jax.tree.map(lambda x: jnp.full_like(x, 1 / 512), half)
+  out, state = optimizer_cases.run(tx, half, [small] * 64)
+  # In bfloat16, sums of 1 / 512 stop growing at 1/2 and are rounded before.
+  expected = -1 / 512 if accumulate == 'gradients' else -64 / 512
+  np.testing.assert_array_equal(out[-1]['fast'], jnp.bfloat16(expected))
+  assert state.total['fast'].dtype == jnp.float32
+  # One tree more than the inner rule's own, as the docstring says.
+  shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree) if x.ndim]
+  assert shapes(state) == shapes(half)
+  assert out[-1]['fast'].dtype == jnp.bfloat16
+
+
 def test_updates_are_summed_over_a_period():
   sequence = gradients(7)
   out = run(
@@ -132,6 +150,14 @@ def test_extra_arguments_are_passed_on():
 def test_errors():
   with pytest.raises(ValueError, match=r"found in 'slow/w'"):
     optimizers.label_by_path({'fast': 'a'})(params())
+  levels = {'a': (1, optax.sgd(1.0)), 'b': (2, optax.sgd(1.0))}
+  for rules, message in [
+    ({'fast': 'a', '.*': 'c'}, r"label 'c' of 'slow/w' is no level.*'a', 'b'"),
+    ({'.*': 'a'}, r"no parameter is labelled \['b'\]"),
+  ]:
+    tx = optimizers.multi_timescale(levels, optimizers.label_by_path(rules))
+    with pytest.raises(ValueError, match=message):
+      tx.init(params())
   with pytest.raises(ValueError, match='period=0 must be at least 1'):
     optimizers.every(0, optax.sgd(1.0))
   with pytest.raises(ValueError, match="accumulate='sums' is unknown"):

@@ -7,6 +7,7 @@ of the same forward and backward pass as the gradients, through scan, remat,
 jit and a split batch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
@@ -51,9 +52,7 @@ class _ProbedLinear(nnx.Linear):
 def capture(model: nnx.Module) -> None:
   """Puts probes beside the kernel of every `nnx.Linear` of a model.
 
-  Kernels may be stacked, [..., i, o], for a scan over layers. Split the model
-  with `nnx.split(model, nnx.Param, Probe)`, differentiate the loss by both, and
-  give the gradients of the probes to `moments`.
+  Kernels may be stacked, [..., i, o], for a scan over layers.
 
   Args:
     model: changed in place.
@@ -67,12 +66,40 @@ def capture(model: nnx.Module) -> None:
       probed.rows = Probe(jnp.zeros(stack, layer.param_dtype))
 
 
+def gradients(
+  loss: Callable[[Any], tuple[jax.Array, Any]],
+  graph: nnx.GraphDef,
+  params: Any,
+  captured: bool,
+) -> tuple[Any, Any, Any]:
+  """Gradients of a model's loss, and of its probes where they are wanted.
+
+  Args:
+    loss: from a model to (loss, auxiliary values).
+    graph: structure of the model, which has parameters only.
+    params: nested dict.
+    captured: whether the inputs of Linear layers are captured.
+
+  Returns:
+    ((loss, auxiliary values), gradients like params, sums for `moments`; empty
+    where nothing is captured).
+  """
+  model = nnx.merge(graph, params)
+  if captured:
+    capture(model)
+  graph, _, probes = nnx.split(model, nnx.Param, Probe)
+  value, (grads, sums) = jax.value_and_grad(
+    lambda p, q: loss(nnx.merge(graph, p, q)), argnums=(0, 1), has_aux=True
+  )(params, nnx.to_pure_dict(probes))
+  return value, grads, sums
+
+
 def moments(params: Any, sums: Any) -> Any:
   """The `inputs` of `delta_gradient_descent`.
 
   Args:
     params: nested dict.
-    sums: nested dict of the gradients of the probes.
+    sums: nested dict of the gradients of the probes, from `gradients`.
 
   Returns:
     A nested dict like params: E[u u^T] [..., i, i] for the kernel of a layer

@@ -84,20 +84,18 @@ def memory_norms(state: Any) -> dict[str, jax.Array]:
 
 
 def loss_and_metrics(
-  graph: nnx.GraphDef, params: Any, batch: dict[str, jax.Array], *states: Any
+  model: nnx.Module, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Sum of the weighted cross-entropies of a batch, in nats.
 
   Args:
-    graph: structure of the model.
-    params: nested dict.
+    model: Hope.
     batch: inputs, targets int32 [b, t], weights float32 [b, t].
-    *states: what else the structure holds.
 
   Returns:
     (loss, metrics): the sum, and sums and norms to report.
   """
-  logits, state = nnx.merge(graph, params, *states)(batch['inputs'])
+  logits, state = model(batch['inputs'])
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, batch['targets']
   )
@@ -128,17 +126,12 @@ def train_step(
 
   def grad(params, batch):
     """(metrics, gradients, gradients of probes), all sums."""
-    if not needs_inputs(config):
-      loss = lambda p: loss_and_metrics(graph, p, batch)
-      (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
-      return sums, grads, {}
-    model = nnx.merge(graph, params)
-    inputs_lib.capture(model)
-    probed, _, probes = nnx.split(model, nnx.Param, inputs_lib.Probe)
-    loss = lambda p, probes: loss_and_metrics(probed, p, batch, probes)
-    (_, sums), (grads, seen) = jax.value_and_grad(
-      loss, argnums=(0, 1), has_aux=True
-    )(params, nnx.to_pure_dict(probes))
+    (_, sums), grads, seen = inputs_lib.gradients(
+      lambda model: loss_and_metrics(model, batch),
+      graph,
+      params,
+      captured=needs_inputs(config),
+    )
     return sums, grads, seen
 
   def step(state: TrainState, batch):
@@ -192,7 +185,7 @@ def eval_step(graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
   """Returns the compiled evaluation: (params, batch) -> sums and weight."""
 
   def step(params, batch):
-    _, sums = loss_and_metrics(graph, params, batch)
+    _, sums = loss_and_metrics(nnx.merge(graph, params), batch)
     return sums | {'weight': batch['weights'].sum()}
 
   return jax.jit(step, compiler_options=devices.compiler_options(mesh))

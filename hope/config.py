@@ -7,6 +7,8 @@ Fields can be overridden on the command line:
   python -m hope.main --config=experiments/smoke.py --config.train.steps=50
 """
 
+import math
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -117,8 +119,8 @@ def base_config() -> ml_collections.ConfigDict:
   data.batch_size = 8
   # Share of documents held out, chosen by a hash of their name.
   data.heldout_fraction = 0.02
-  # Processes that read ahead; 0 reads in the training process.
-  data.workers = 0
+  # Batches that a thread reads ahead; 0 reads when they are needed.
+  data.read_ahead = 0
   # Options of the synthetic tasks.
   data.task = task = ml_collections.ConfigDict()
   task.vocab_size = 256
@@ -164,6 +166,19 @@ def base_config() -> ml_collections.ConfigDict:
   train.keep = 3
   # Batches of one evaluation.
   train.eval_batches = 16
+
+  # Processes that may be silent for this long, in seconds, before a run of
+  # several ends them; 0: for ever.
+  train.watchdog = 100
+
+  config.mesh = mesh = ml_collections.ConfigDict()
+  # Devices along each axis; see hope.parallel.mesh. None: all that are left.
+  mesh.data = config_dict.placeholder(int)
+  mesh.fsdp = 1
+  mesh.seq = 1
+  mesh.tensor = 1
+  # Slices, joined by a slow network, that the data axis crosses.
+  mesh.slices = 1
 
   config.sample = sample = ml_collections.ConfigDict()
   # Prompt, tokens and sampling of the text at the end of the run.
@@ -240,6 +255,10 @@ _POSITIVE = (
   'train.checkpoint_every',
   'train.keep',
   'train.eval_batches',
+  'mesh.fsdp',
+  'mesh.seq',
+  'mesh.tensor',
+  'mesh.slices',
 )
 
 
@@ -311,6 +330,32 @@ def _get(config, path):
   return config
 
 
+def _check_mesh(config) -> None:
+  """Raises ValueError if the axes of the mesh do not divide the sizes."""
+  model, mesh = config.model, config.mesh
+  hidden = int(model.width * model.cms.hidden_multiple)
+  sizes = [
+    ('model.num_heads', model.num_heads, ('tensor', 'seq')),
+    ('data.seq_len', config.data.seq_len, ('seq', 'tensor')),
+    ('model.width', model.width, ('fsdp', 'tensor')),
+    ('the hidden width of a level', hidden, ('tensor',)),
+  ]
+  if model.mixer == 'titans':
+    head = model.width // model.num_heads
+    sizes.append(('the width of a head', head, ('fsdp',)))
+  for name, size, axes in sizes:
+    parts = math.prod(mesh[axis] for axis in axes)
+    if size % parts:
+      axis = max(axes, key=lambda axis: mesh[axis])
+      others = parts // mesh[axis]
+      fit = [n for n in range(1, size + 1) if size % (n * others) == 0] or [1]
+      near = min(fit, key=lambda n: abs(n - mesh[axis]))
+      given = ' x '.join(f'mesh.{axis}={mesh[axis]}' for axis in axes)
+      raise ValueError(
+        f'{given} does not divide {name}={size}; try mesh.{axis}={near}.'
+      )
+
+
 def _validate(config):
   """Raises ValueError for the first field that cannot work."""
   for path, allowed in _CHOICES.items():
@@ -365,6 +410,7 @@ def _validate(config):
       f'optimizer.warmup_steps={config.optimizer.warmup_steps} must lie '
       f'between 0 and train.steps={config.train.steps}.'
     )
+  _check_mesh(config)
   parse_options(config.optimizer.name, config.optimizer.options)
   if config.optimizer.learning_rate <= 0:
     raise ValueError(

@@ -17,6 +17,7 @@ import numpy as np
 from hope import command_line, sampling
 from hope.config import check_complete
 from hope.data import tokenization
+from hope.parallel.mesh import one_device
 from hope.training import step as step_lib
 from hope.training.checkpoint import open_checkpoints
 
@@ -48,9 +49,9 @@ def load(workdir: str):
   config = ml_collections.FrozenConfigDict(json.loads(path.read_text()))
   check_complete(config)
   tokenizer = tokenization.open_tokenizer(config, str(folder))
-  graph, state = step_lib.init_state(config)
+  graph, abstract = step_lib.abstract_state(config, one_device())
   with open_checkpoints(folder, config) as checkpoints:
-    restored = checkpoints.restore_latest(state)
+    restored = checkpoints.restore_latest(abstract)
   if restored is None:
     raise ValueError(f'{folder} has no checkpoint yet; let it train on.')
   return config, tokenizer, graph, restored.state.params

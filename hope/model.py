@@ -15,6 +15,7 @@ from hope.layers.cms import ContinuumMemory
 from hope.layers.norm import RMSNorm
 from hope.layers.precision import at_least_float32
 from hope.layers.titans import SelfReferentialTitans, TitansOptions
+from hope.parallel import rules
 
 # num_layers, width, num_heads. The paper gives them for 760M (24 layers, width
 # 1536, 16 heads) and the width for 1.3B.
@@ -113,15 +114,23 @@ class Hope(nnx.Module):
     Returns:
       (logits, state), logits float32 [b, t, v].
     """
-    x = self.embed(tokens)
-    graph, params = nnx.split(self.blocks)
+    embed_graph, table = nnx.split(self.embed)
+    table = rules.gather(nnx.to_pure_dict(table), 'embed', self.dtype)
+    embed = nnx.merge(embed_graph, table)
+    graph, params, probes = nnx.split(self.blocks, nnx.Param, ...)
 
     def layer(x, inputs):
-      params, state = inputs
-      return nnx.merge(graph, params)(x, state)
+      params, probes, state = inputs
+      params = rules.gather(params, 'blocks', self.dtype)
+      x, state = nnx.merge(graph, params, probes)(x, state)
+      return rules.constrain(x, 'tokens'), state
 
     if self.remat:
       layer = jax.checkpoint(layer, prevent_cse=False)
-    x, state = jax.lax.scan(layer, x, (params, state))
+    x, state = jax.lax.scan(
+      layer,
+      rules.constrain(embed(tokens), 'tokens'),
+      (nnx.to_pure_dict(params), probes, state),
+    )
     x = self.norm(x) * (self.embed.embedding.shape[-1] ** -0.5)
-    return at_least_float32(self.embed.attend(x)), state
+    return at_least_float32(embed.attend(rules.constrain(x, 'logits'))), state

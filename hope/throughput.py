@@ -30,6 +30,7 @@ import rich.table
 from hope import command_line
 from hope.config import resolve
 from hope.parallel import devices
+from hope.parallel import mesh as mesh_lib
 from hope.training import step as step_lib
 from hope.training.flops import flops_per_token
 
@@ -122,16 +123,16 @@ def measure(
     config.model.vocab_size, size=(shape[0], shape[1] + 1), dtype=np.int32
   )
   batch = {
-    'inputs': jnp.asarray(tokens[:, :-1]),
-    'targets': jnp.asarray(tokens[:, 1:]),
-    'weights': jnp.ones(shape, jnp.float32),
+    'inputs': tokens[:, :-1],
+    'targets': tokens[:, 1:],
+    'weights': np.ones(shape, np.float32),
   }
-  mesh = devices.data_mesh(shape[0] // config.train.accumulate)
-  batch = devices.put_batch(batch, mesh)
-  graph, state = step_lib.init_state(config)
-  state = devices.put_everywhere(state, mesh)
+  mesh = mesh_lib.make_mesh(config)
+  batch = mesh_lib.put_batch(batch, mesh)
+  graph, abstract = step_lib.abstract_state(config, mesh)
+  state = step_lib.init_state(config, abstract)
   begin = time.perf_counter()
-  step = step_lib.train_step(graph, config, mesh)
+  step = step_lib.train_step(graph, config, abstract)
   compiled = step.lower(state, batch).compile()
   compile_seconds = time.perf_counter() - begin
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -197,7 +198,7 @@ def measure_decode(
   """
   if steps < 1:
     raise ValueError(f'steps={steps} must be at least 1.')
-  graph, params = step_lib.build_model(config)
+  graph, params = jax.jit(lambda: step_lib.build_model(config))()
 
   def read(params, state, tokens):
     logits, state = nnx.merge(graph, params)(tokens, state)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from hope.config import base_config
-from hope.data import documents, eval_batches, open_data, train_iterator
+from hope.data import (
+  documents,
+  eval_batches,
+  join_states,
+  open_data,
+  pipeline,
+  train_iterator,
+)
 from hope.data.tokenization import ByteTokenizer
 
 SEPARATOR = ByteTokenizer.document_separator
@@ -56,9 +63,10 @@ def unpack(stream):
   return parts
 
 
-def num_streams(config, process_count=1):
+def num_streams(config):
   train = len(list(documents(config, 'train')))
-  return max(1, min(64, train // process_count))
+  batch = config.data.batch_size
+  return -(-min(64, train) // batch) * batch
 
 
 def test_batch_contract(tmp_path):
@@ -106,28 +114,71 @@ def test_epochs_hold_each_document_once_and_differ(tmp_path):
   assert epochs[0] != epochs[1] != epochs[2]
 
 
-@pytest.mark.parametrize('process_count', [2, 4])
-def test_processes_share_an_epoch(tmp_path, process_count):
-  config = make_config(tmp_path, 0)
-  for i in range(80):
-    (tmp_path / f'{i}.txt').write_text(f'{i:07d}')
-  train = sorted(text for _, text in documents(config, 'train'))
-  # An epoch in whole: drop documents until the processes' shares are equal.
-  while len(train) % process_count:
-    (tmp_path / f'{int(train.pop())}.txt').unlink()
-  shares = []
-  for index in range(process_count):
-    iterator = train_iterator(
+def shares(config, process_count, state=None):
+  """The iterators of all processes, at a position."""
+  iterators = [
+    train_iterator(
       config,
       ByteTokenizer(),
       process_index=index,
       process_count=process_count,
     )
-    batches = take(iterator, len(train))
-    assert batches[0]['inputs'].shape == (4 // process_count, 7)
-    share = sequences(batches)[: len(train) // process_count, :-1]
-    shares.append([bytes(row.tolist()) for row in share])
-  assert sorted(sum(shares, [])) == train
+    for index in range(process_count)
+  ]
+  for iterator in iterators:
+    if state:
+      iterator.set_state(json.loads(json.dumps(state)))
+  return iterators
+
+
+def join(parts):
+  """The batches of all processes, from those of each."""
+  return [
+    {k: np.concatenate([part[k] for part in each]) for k in each[0]}
+    for each in zip(*parts, strict=True)
+  ]
+
+
+@pytest.mark.parametrize('source', ['text', 'synthetic:mqar'])
+def test_batches_do_not_depend_on_the_processes(tmp_path, source):
+  """A run goes on with 1, 2, 4 processes where others saved its position."""
+  config = make_config(tmp_path, 60, batch_size=4)
+  if source != 'text':
+    config.data.update({'source': source, 'seq_len': 64})
+  expected = take(train_iterator(config, ByteTokenizer()), 36)
+  state, got = None, []
+  for process_count in (2, 4, 1, 2):
+    iterators = shares(config, process_count, state)
+    got += join([take(iterator, 9) for iterator in iterators])
+    state = join_states([iterator.get_state() for iterator in iterators])
+  assert_same(got, expected)
+
+
+def test_a_process_reads_its_own_documents_alone(tmp_path, monkeypatch):
+  config = make_config(tmp_path, 120, size=400)
+  encode, read = pipeline.encode_document, []
+  monkeypatch.setattr(
+    pipeline,
+    'encode_document',
+    lambda tokenizer, text: read.append(text) or encode(tokenizer, text),
+  )
+  parts = []
+  for iterator in shares(config, 2):
+    read.clear()
+    take(iterator, 32)  # an epoch is not over
+    parts.append(set(read))
+  assert len(parts[0]) > 10 and len(parts[1]) > 10
+  assert not parts[0] & parts[1]
+
+
+def test_a_position_of_one_process_of_several_is_refused(tmp_path):
+  config = make_config(tmp_path, 30)
+  first, second = shares(config, 2)
+  with pytest.raises(ValueError, match='is of one process of several'):
+    train_iterator(config, ByteTokenizer()).set_state(first.get_state())
+  next(second)
+  with pytest.raises(ValueError, match='different batches'):
+    join_states([first.get_state(), second.get_state()])
 
 
 def test_rows_of_a_batch_are_of_different_documents(tmp_path):
@@ -186,15 +237,21 @@ def test_resumption_through_many_saves(tmp_path):
   assert_same(got, expected)
 
 
-def test_resumption_with_workers(tmp_path):
-  config = make_config(tmp_path, 30, workers=1)
+def test_reading_ahead_changes_nothing(tmp_path):
+  config = make_config(tmp_path, 30)
+  expected = take(train_iterator(config, ByteTokenizer()), 15)
+  config.data.read_ahead = 3
   iterator = train_iterator(config, ByteTokenizer())
-  take(iterator, 5)
+  assert_same(take(iterator, 5), expected[:5])
   state = json.dumps(iterator.get_state())
-  expected = take(iterator, 10)
+  assert_same(take(iterator, 10), expected[5:])
   iterator.set_state(json.loads(state))
-  assert_same(take(iterator, 10), expected)
+  assert_same(take(iterator, 10), expected[5:])
   iterator.close()
+  config.data.read_ahead = 0
+  iterator = train_iterator(config, ByteTokenizer())
+  iterator.set_state(json.loads(state))
+  assert_same(take(iterator, 10), expected[5:])
 
 
 @pytest.mark.parametrize(
@@ -203,7 +260,6 @@ def test_resumption_with_workers(tmp_path):
     ({'seq_len': 8}, 'seq_len was 7 and is 8'),
     ({'batch_size': 2}, 'batch_size was 4 and is 2'),
     ({'seed': 5}, 'seed was 0 and is 5'),
-    ({'process': 2}, r'process was \[0, 1\] and is \[0, 2\]'),
     ({'document': 'more'}, 'documents was .* Restore the setting, or start'),
   ],
 )
@@ -214,11 +270,9 @@ def test_state_of_another_setting(tmp_path, change, message):
     (tmp_path / '0.txt').write_text('longer' * 100)
   elif 'seed' in change:
     config.seed = change['seed']
-  elif 'process' not in change:
+  else:
     config.data.update(change)
-  iterator = train_iterator(
-    config, ByteTokenizer(), process_count=change.get('process', 1)
-  )
+  iterator = train_iterator(config, ByteTokenizer())
   with pytest.raises(ValueError, match=message):
     iterator.set_state(json.loads(json.dumps(state)))
 
@@ -297,7 +351,7 @@ def test_open_data_of_the_default_configuration():
     ({}, 8, 'does not divide over 8 processes; try 8'),
     ({'seq_len': 0}, 1, 'data.seq_len=0: give at least 1'),
     ({'batch_size': 0}, 1, 'data.batch_size=0: give at least 1'),
-    ({'workers': -1}, 1, 'data.workers=-1: give 0 or more'),
+    ({'read_ahead': -1}, 1, 'data.read_ahead=-1: give 0 or more'),
   ],
 )
 def test_errors(tmp_path, change, process_count, message):

@@ -17,6 +17,7 @@ from hope.parallel import devices
 devices.use_all_cores()
 import jax, numpy as np
 from hope.config import base_config, resolve
+from hope.parallel import mesh as mesh_lib
 from hope.training import step as step_lib
 
 config = base_config()
@@ -25,11 +26,11 @@ config.model.titans.chunk_size = config.model.titans.projection_chunk_size = 8
 config.data.seq_len, config.data.batch_size = 32, 8
 config.train.accumulate = int(sys.argv[1])
 config = resolve(config, 16)
-mesh = devices.data_mesh(8 // config.train.accumulate)
+mesh = mesh_lib.make_mesh(config)
 tokens = np.random.default_rng(0).integers(16, size=(3, 8, 33), dtype=np.int32)
-graph, state = step_lib.init_state(config)
-state = devices.put_everywhere(state, mesh)
-step = step_lib.train_step(graph, config, mesh)
+graph, abstract = step_lib.abstract_state(config, mesh)
+state = step_lib.init_state(config, abstract)
+step = step_lib.train_step(graph, config, abstract)
 losses = []
 for batch in tokens:
   batch = {
@@ -37,7 +38,7 @@ for batch in tokens:
     'targets': batch[:, 1:],
     'weights': np.ones((8, 32), np.float32),
   }
-  batch = devices.put_batch(batch, mesh)
+  batch = mesh_lib.put_batch(batch, mesh)
   if not losses:
     text = step.lower(state, batch).compile().as_text()
   state, metrics = step(state, batch)

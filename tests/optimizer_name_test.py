@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from hope import config as config_lib
-from hope.parallel import devices
+from hope.parallel.mesh import one_device
 from hope.training import inputs, optimizer
 from hope.training import step as step_lib
 
@@ -66,10 +66,10 @@ def test_a_run_can_choose_it(name):
   raw.model.mixer = 'attention'
   raw.train.accumulate = 2
   config = config_lib.resolve(raw, 16)
-  mesh = devices.data_mesh(1)
-  graph, state = step_lib.init_state(config)
+  graph, abstract = step_lib.abstract_state(config, one_device())
+  state = step_lib.init_state(config, abstract)
   before = jax.tree.map(lambda x: (x.shape, x.dtype), state)
-  update = step_lib.train_step(graph, config, mesh)
+  update = step_lib.train_step(graph, config, abstract)
   batch = one_batch(config)
   losses = []
   for _ in range(8):

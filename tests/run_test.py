@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from hope import generate, sampling
+from hope.parallel.mesh import one_device
 from hope.training import loop
 from hope.training import step as step_lib
 from hope.training.checkpoint import open_checkpoints
@@ -104,7 +105,7 @@ def wait_for_step(process, workdir, step):
 def restore(workdir):
   config = json.loads((workdir / 'config.json').read_text())
   config = ml_collections.FrozenConfigDict(config)
-  _, state = step_lib.init_state(config)
+  _, state = step_lib.abstract_state(config, one_device())
   with open_checkpoints(workdir, config) as checkpoints:
     return checkpoints.restore_latest(state)
 
@@ -251,7 +252,8 @@ def test_user_errors_come_before_compilation(
   (home / 'empty' / 'nothing.txt').touch()
   (home / 'other').mkdir(exist_ok=True)
   (home / 'other' / 'config.json').write_text('{"seed": 7}')
-  monkeypatch.setattr(step_lib, 'init_state', None)  # nothing may be built
+  # Nothing may be built.
+  monkeypatch.setattr(step_lib, 'abstract_state', None)
   space = {}
   exec((home / 'tiny.py').read_text(), space)
   config, workdir = space['get_config'](), str(home / 'refused')

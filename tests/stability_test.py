@@ -14,6 +14,7 @@ import pytest
 
 from hope import config as config_lib
 from hope import generate
+from hope.parallel.mesh import one_device
 from hope.training import step as step_lib
 from hope.training.checkpoint import open_checkpoints
 
@@ -75,7 +76,8 @@ def initial():
   spec = importlib.util.spec_from_file_location('smoke', path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return step_lib.build_model(config_lib.resolve(module.get_config(), 257))
+  config = config_lib.resolve(module.get_config(), 257)
+  return jax.jit(lambda: step_lib.build_model(config))()
 
 
 @pytest.mark.parametrize('symbols', SYMBOLS)
@@ -94,7 +96,7 @@ def trained(tmp_path_factory):
       [*command, '--config=experiments/smoke.py'], cwd=ROOT, check=True
     )
   config, _, graph, _ = generate.load(workdir)
-  _, state = step_lib.init_state(config)
+  _, state = step_lib.abstract_state(config, one_device())
   with open_checkpoints(workdir, config) as checkpoints:
     state = checkpoints.restore_latest(state).state
   return graph, state

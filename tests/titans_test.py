@@ -38,7 +38,11 @@ def oracle(layer, x):
       convolved[:, t] += kernel[-1 - lag] * mixed[:, t - lag]
   mixed = reference.silu(convolved)
   if options.mix == 'dense':
-    x_q, x_k, x_v = np.split(mixed, 3, axis=-1)
+    # A head's columns are its q, then its k, then its v.
+    by_head = np.split(mixed, layer.num_heads, axis=-1)
+    x_q, x_k, x_v = np.concatenate(
+      [np.split(head, 3, axis=-1) for head in by_head], axis=-1
+    )
   else:
     x_q, x_k, x_v = mixed @ get(layer.query.kernel), mixed, mixed
 

@@ -10,6 +10,7 @@ from hope.data.pipeline import (
   eval_batches,
   heldout_batches,
   is_synthetic,
+  join_states,
   train_iterator,
 )
 from hope.data.sources import documents, open_corpus
@@ -24,6 +25,7 @@ __all__ = [
   'eval_batches',
   'heldout_batches',
   'is_synthetic',
+  'join_states',
   'open_data',
   'open_tokenizer',
   'train_iterator',

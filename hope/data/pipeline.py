@@ -8,11 +8,11 @@ A batch is a dict of NumPy arrays, b rows (this process's share of
   weights  float32 [b, t]  0 where there is no target
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
-from absl import flags, logging
+from absl import logging
 import grain
 import ml_collections
 import numpy as np
@@ -22,18 +22,82 @@ from hope.data.tokenization import Tokenizer
 
 Batch = dict[str, np.ndarray]
 
-# Documents of a process that are read in turn, one sequence of each. Without
-# this, all rows of a batch would be pieces of one document.
+# Documents that are read in turn, one sequence of each, or somewhat more.
+# Without this, all rows of a batch would be pieces of one document.
 _OPEN_DOCUMENTS = 64
 # Without grain's threads: reading and encoding are too cheap to hand over.
 _READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
+class _Share(NamedTuple):
+  """A process's rows of a batch: the first, how many, and those of all."""
+
+  first: int
+  rows: int
+  batch_size: int
+
+
+class _Rows(grain.IterDataset):
+  """This process's rows of every batch.
+
+  The examples of a run are one sequence, whatever processes share it: row r of
+  batch n is example n b + r, and example s comes from lane s mod l. A process
+  reads the lanes of its rows alone, as l is a multiple of b.
+  """
+
+  def __init__(
+    self, lane: Callable[[int], grain.IterDataset], lanes: int, share: _Share
+  ):
+    """Args: the dataset of a lane by its number, l, and this process's rows."""
+    super().__init__()
+    self.lane, self.lanes, self.share = lane, lanes, share
+
+  def __iter__(self) -> grain.DatasetIterator:
+    return _RowsIterator(self)
+
+
+class _RowsIterator(grain.DatasetIterator):
+  """An iterator of `_Rows`; its state has the lanes by their numbers."""
+
+  def __init__(self, dataset: _Rows):
+    super().__init__()
+    self._share, self._turns = (
+      dataset.share,
+      dataset.lanes // dataset.share.batch_size,
+    )
+    self._lanes = {
+      number: iter(dataset.lane(number))
+      for turn in range(self._turns)
+      for number in self._numbers(turn)
+    }
+    self._batches = 0
+
+  def _numbers(self, batch: int) -> range:
+    """The lanes of a batch."""
+    first = batch % self._turns * self._share.batch_size + self._share.first
+    return range(first, first + self._share.rows)
+
+  def __next__(self) -> Batch:
+    examples = [next(self._lanes[n]) for n in self._numbers(self._batches)]
+    self._batches += 1
+    return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+
+  def get_state(self) -> dict[str, Any]:
+    lanes = {str(n): lane.get_state() for n, lane in self._lanes.items()}
+    return {'batches': self._batches, 'lanes': lanes}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    self._batches = state['batches']
+    for number, lane in self._lanes.items():
+      lane.set_state(_tuples(state['lanes'][str(number)]))
+
+
 class BatchIterator(Iterator[Batch]):
   """An endless iterator whose position can be saved and set.
 
-  The state is a JSON value that belongs to the process that gave it and to the
-  same data settings; batches after `set_state` are bit-identical.
+  The state is a JSON value that belongs to the same data settings; batches
+  after `set_state` are bit-identical. `join_states` makes one state of those of
+  all processes, which any other number of processes can go on from.
   """
 
   def __init__(self, dataset: grain.IterDataset, identity: dict[str, Any]):
@@ -58,10 +122,11 @@ class BatchIterator(Iterator[Batch]):
     return json.loads(json.dumps(state))  # grain's tuples become lists
 
   def set_state(self, state: dict[str, Any]):
-    """Moves to a position that `get_state` returned.
+    """Moves to a position that `get_state` or `join_states` returned.
 
     Raises:
-      ValueError: The state comes from other data, settings or processes.
+      ValueError: The state comes from other data or settings, or lacks rows
+        that this process reads.
     """
     theirs = state['identity']
     changed = [
@@ -74,13 +139,36 @@ class BatchIterator(Iterator[Batch]):
         f'the data position was saved in another setting: {"; ".join(changed)}.'
         ' Restore the setting, or start the data anew without a position.'
       )
-    self._iterator.set_state(_tuples(state['position']))
+    try:
+      self._iterator.set_state(state['position'])
+    except KeyError as error:
+      raise ValueError(
+        f'the data position lacks lane {error}: it is of one process of '
+        'several; join the states of all.'
+      ) from None
 
   def close(self):
-    """Stops the processes that read ahead; the iterator is of no use then."""
+    """Stops reading ahead; the iterator is of no use then."""
     self._iterator.close()
-    # Grain's finalizer fails noisily if it is left to the interpreter's end.
-    del self._iterator
+
+
+def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Returns the position of a run from those of its processes.
+
+  Args:
+    states: Of `BatchIterator.get_state` in every process, after the same batch.
+
+  Raises:
+    ValueError: The processes are not at the same batch.
+  """
+  batches = {state['position']['batches'] for state in states}
+  if len(batches) > 1:
+    raise ValueError(f'the processes are at different batches: {batches}.')
+  lanes = {}
+  for state in states:
+    lanes |= state['position']['lanes']
+  lanes = {n: lanes[n] for n in sorted(lanes, key=int)}
+  return states[0] | {'position': states[0]['position'] | {'lanes': lanes}}
 
 
 def train_iterator(
@@ -93,8 +181,9 @@ def train_iterator(
 ) -> BatchIterator:
   """Returns endless shuffled batches of the training data.
 
-  Documents are shuffled anew in each epoch and dealt out to the processes; a
-  process keeps up to 64 documents open and takes a sequence of each in turn.
+  Documents are shuffled anew in each epoch; about 64 are open at a time, and
+  give a sequence each in turn. A process reads those of its rows. The batches
+  do not depend on the number of processes.
 
   Args:
     config: The run's configuration.
@@ -106,37 +195,47 @@ def train_iterator(
   Raises:
     ValueError: The data or its settings cannot make a batch.
   """
-  rows = _rows(config, process_count)
-  shard = slice(process_index, None, process_count)
+  rows, batch_size = _rows(config, process_count), config.data.batch_size
+  share = _Share(process_index * rows, rows, batch_size)
+  if config.data.read_ahead < 0:
+    raise ValueError(
+      f'data.read_ahead={config.data.read_ahead}: give 0 or more.'
+    )
   identity = config.data.to_dict() | {
     'seed': config.seed,
     'vocab_size': tokenizer.vocab_size,
-    'process': [process_index, process_count],
   }
-  # Where the data lie may change between two starts of a run.
-  del identity['tfds_dir']
+  # Where the data lie, and how they are read, may change between two starts.
+  for name in ('tfds_dir', 'read_ahead'):
+    del identity[name]
   if is_synthetic(config):
     source = synthetic.SyntheticSource(config, 'train')
-    dataset = grain.MapDataset.source(source)[shard].to_iter_dataset(_READ)
-    dataset = dataset.batch(rows, drop_remainder=True)
+    examples, lanes = grain.MapDataset.source(source), batch_size
+
+    def lane(number: int) -> grain.IterDataset:
+      return examples[number::lanes].to_iter_dataset(_READ)
+
   else:
     corpus = corpus or sources.open_corpus(config)
     identity['documents'] = corpus.source.fingerprint()
     tokens = grain.MapDataset.source(_TrainingTokens(corpus, tokenizer))
-    tokens = tokens.shuffle(seed=config.seed).repeat()[shard]
-    num_open = max(1, min(_OPEN_DOCUMENTS, len(corpus.train) // process_count))
-    dataset = grain.experimental.ZipIterDataset(
-      [
-        grain.experimental.ConcatThenSplitIterDataset(
-          tokens[i::num_open].to_iter_dataset(_READ),
-          length_struct={'tokens': config.data.seq_len + 1},
-        )
-        for i in range(num_open)
-      ]
-    ).map(_stack)
-    dataset = grain.experimental.RebatchIterDataset(dataset, rows)
-    dataset = dataset.map(next_token_batch)
-  return BatchIterator(_read_ahead(dataset, config.data.workers), identity)
+    tokens = tokens.shuffle(seed=config.seed).repeat()
+    wanted = min(_OPEN_DOCUMENTS, len(corpus.train))
+    lanes = -(-wanted // batch_size) * batch_size
+
+    def lane(number: int) -> grain.IterDataset:
+      packed = grain.experimental.ConcatThenSplitIterDataset(
+        tokens[number::lanes].to_iter_dataset(_READ),
+        length_struct={'tokens': config.data.seq_len + 1},
+      )
+      return packed.map(next_token_batch)
+
+  dataset: grain.IterDataset = _Rows(lane, lanes, share)
+  if config.data.read_ahead:
+    dataset = grain.experimental.ThreadPrefetchIterDataset(
+      dataset, prefetch_buffer_size=config.data.read_ahead
+    )
+  return BatchIterator(dataset, identity)
 
 
 def heldout_batches(
@@ -224,12 +323,12 @@ def is_synthetic(config: ml_collections.ConfigDict) -> bool:
 
 
 def next_token_batch(packed: dict[str, np.ndarray]) -> Batch:
-  """Splits sequences {'tokens': [b, t + 1]} into inputs and targets."""
+  """Splits sequences {'tokens': [..., t + 1]} into inputs and targets."""
   tokens = packed['tokens']
   return {
-    'inputs': tokens[:, :-1],
-    'targets': tokens[:, 1:],
-    'weights': np.ones(tokens[:, 1:].shape, np.float32),
+    'inputs': tokens[..., :-1],
+    'targets': tokens[..., 1:],
+    'weights': np.ones(tokens[..., 1:].shape, np.float32),
   }
 
 
@@ -289,22 +388,6 @@ def _rows(config: ml_collections.ConfigDict, process_count: int) -> int:
       f'{f"{below} or " if below else ""}{above}.'
     )
   return rows
-
-
-def _stack(sequences: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  return {'tokens': np.stack([s['tokens'] for s in sequences])}
-
-
-def _read_ahead(dataset: grain.IterDataset, workers: int) -> grain.IterDataset:
-  """Moves the dataset into `workers` processes; 0 leaves it here."""
-  if workers < 0:
-    raise ValueError(f'data.workers={workers}: give 0 or more.')
-  if not workers:
-    return dataset
-  # Grain reads absl flags, which fails outside absl.app.run.
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
-  return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
 
 
 def _tuples(state: Any) -> Any:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hope.layers.precision import at_least_float32
+from hope.parallel import rules
 
 
 class AttentionState(NamedTuple):
@@ -62,8 +63,9 @@ class CausalAttention(nnx.Module):
     b, t, width = x.shape
     cached = 0 if state is None else self.max_context
     state = self.init_state(b) if state is None else state
-    heads = lambda z: z.reshape(b, t, self.num_heads, -1)
-    q, k, v = map(heads, jnp.split(self.qkv(x), 3, axis=-1))
+    # By head, and within a head q, k, v.
+    qkv = rules.constrain(self.qkv(x), 'heads')
+    q, k, v = jnp.moveaxis(qkv.reshape(b, t, self.num_heads, 3, -1), 3, 0)
     position = state.position + jnp.arange(t)
     q, k = rotate(q, position), rotate(k, position)
     keys = jnp.concatenate([state.k.astype(k.dtype), k], axis=1)
@@ -75,7 +77,7 @@ class CausalAttention(nnx.Module):
     y = jax.nn.dot_product_attention(
       q, keys[:, -cached - t :], values[:, -cached - t :], mask=seen[None, None]
     )
-    y = self.output(y.reshape(b, t, width))
+    y = self.output(rules.constrain(y.reshape(b, t, width), 'hidden'))
     keep = lambda z, old: z[:, t:].astype(old.dtype)
     return y, AttentionState(
       keep(keys, state.k), keep(values, state.v), state.position + t

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import mlp, rule, stream
+from hope.parallel import rules
 
 
 class LevelState(NamedTuple):
@@ -58,7 +59,8 @@ class OuterLevel(nnx.Module):
   def __call__(self, x: jax.Array, state: tuple[()] | None = None):
     """Returns (act(norm(x) @ up) @ down, ()) for x [b, t, width]."""
     del state
-    return self.down(mlp.act(self.up(self.norm(x)))), ()
+    hidden = rules.constrain(self.up(self.norm(x)), 'hidden')
+    return self.down(mlp.act(hidden)), ()
 
 
 class InContextLevel(nnx.Module):
@@ -97,6 +99,7 @@ class InContextLevel(nnx.Module):
     zeros = jax.tree.map(
       lambda x: jnp.zeros((batch, *x.shape)), self._kernels()
     )
+    zeros = rules.constrain(zeros, 'level')
     return LevelState(mlp.State(zeros, zeros, None), jnp.int32(0))
 
   def __call__(self, x: jax.Array, state: LevelState | None = None):
@@ -141,7 +144,7 @@ class InContextLevel(nnx.Module):
       one_head(gates),
     )
     memory, position, y = stream.run(
-      body, state.memory, position, xs, self.period
+      body, state.memory, position, rules.constrain(xs, 'level'), self.period
     )
     return y[:, :, 0].astype(x.dtype), LevelState(memory, position)
 

@@ -15,9 +15,8 @@ def _matmul_fwd(x, kernel):
 
 def _matmul_bwd(residuals, y_bar):
   x, kernel = residuals
-  rows = lambda a: a.reshape(-1, a.shape[-1])
-  over_rows = (((0,), (0,)), ((), ()))
-  kernel_bar = lax.dot_general(rows(x), rows(y_bar), over_rows)
+  rows = tuple(range(x.ndim - 1))
+  kernel_bar = lax.dot_general(x, y_bar, ((rows, rows), ((), ())))
   return y_bar @ kernel.T, kernel_bar
 
 

@@ -40,6 +40,7 @@ from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import mlp, rule, stream
 from hope.memory.objectives import bound_norm
+from hope.parallel import rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,15 +177,18 @@ class SelfReferentialTitans(nnx.Module):
 
   def _anchor(self, kernels: mlp.Kernels, batch: int) -> mlp.Kernels | None:
     """What retention and erase pull towards, for every stream of a batch."""
-    return None if self.options.anchor == 'zero' else mlp.spread(kernels, batch)
+    if self.options.anchor == 'zero':
+      return None
+    return rules.constrain(mlp.spread(kernels, batch), 'memory')
 
   def _initial(self, kernels: mlp.Kernels, batch: int) -> mlp.State:
     """The fast state that a sequence starts from."""
     now = mlp.spread(kernels, batch)
+    zeros = jax.tree.map(jnp.zeros_like, now)
     if self.options.anchor == 'initial':
-      now = jax.tree.map(jnp.zeros_like, now)
-    trace = jax.tree.map(jnp.zeros_like, now) if self.options.momentum else None
-    return mlp.State(now, now, trace)
+      now = zeros
+    trace = zeros if self.options.momentum else None
+    return rules.constrain(mlp.State(now, now, trace), 'memory')
 
   def init_state(self, batch: int) -> TitansState:
     """The state before the first token."""
@@ -218,22 +222,24 @@ class SelfReferentialTitans(nnx.Module):
       state = self.init_state(batch)
       state = state._replace(projection_position=None, memory_position=None)
     mixed = self.mix(x) if options.mix == 'dense' else x
-    mixed, conv = self.conv(mixed, state.conv)
+    mixed, conv = self.conv(rules.constrain(mixed, 'heads'), state.conv)
     mixed = jax.nn.silu(mixed)
     if options.mix == 'dense':
-      x_q, x_k, x_v = jnp.split(mixed, 3, axis=-1)
+      # By head, and within a head q, k, v.
+      x_q, x_k, x_v = jnp.moveaxis(mixed.reshape(batch, t, n, 3, -1), 3, 0)
     else:
       x_q, x_k, x_v = self.query(mixed), mixed, mixed
     heads = lambda z: l2_normalize(at_least_float32(z).reshape(batch, t, n, -1))
     beta = None
     if options.momentum:
-      beta = 0.95 * jax.nn.sigmoid(at_least_float32(self.beta(x)))
+      beta = rules.constrain(self.beta(x), 'heads')
+      beta = 0.95 * jax.nn.sigmoid(at_least_float32(beta))
     sources = (heads(x_q), heads(x_k), heads(x_v), beta)
 
     projected, projections, position = self._project(sources, state)
     y, memory, memory_position = self._remember(projected, beta, state)
-    y = self.norm(y).reshape(batch, t, -1)
-    y = self.output(y.astype(self.dtype))
+    y = self.norm(y).reshape(batch, t, -1).astype(self.dtype)
+    y = self.output(rules.constrain(y, 'hidden'))
     return y, TitansState(conv, projections, position, memory, memory_position)
 
   def _generate(self, kernels, biases, x):
@@ -303,7 +309,7 @@ class SelfReferentialTitans(nnx.Module):
     new, position, ys = stream.run(
       body, state.projections, state.projection_position, sources, chunk
     )
-    return ys, new, position
+    return rules.constrain(ys, 'heads'), new, position
 
   def _remember(self, projected, beta, state: TitansState):
     """Runs `memory`; returns (reads [b, t, n, d], state, position)."""
@@ -336,4 +342,4 @@ class SelfReferentialTitans(nnx.Module):
     new, position, y = stream.run(
       body, state.memory, state.memory_position, (projected, beta), chunk
     )
-    return y, new, position
+    return rules.constrain(y, 'heads'), new, position

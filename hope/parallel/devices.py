@@ -1,4 +1,4 @@
-"""Devices of one machine: a batch is split over them, parameters are on all.
+"""Devices of one machine, and how programs are compiled for them.
 
 On a CPU every core is a device of its own. One device over several cores would
 split each of a memory's small matrix products among them, which costs more than
@@ -6,10 +6,9 @@ it gains.
 """
 
 import os
-from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 _DAY = 86_400  # seconds
 
@@ -30,25 +29,6 @@ def use_all_cores() -> None:
   chosen = 'xla_force_host_platform_device_count' in flags
   if not chosen and 'JAX_NUM_CPU_DEVICES' not in os.environ:
     jax.config.update('jax_num_cpu_devices', num_cores())
-
-
-def data_mesh(batch_size: int) -> Mesh:
-  """As many local devices as divide a batch evenly, along the axis 'data'."""
-  devices = jax.local_devices()
-  count = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
-  return jax.make_mesh(
-    (count,), ('data',), axis_types=(AxisType.Auto,), devices=devices[:count]
-  )
-
-
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-  """Splits the first dimension of every leaf over the mesh."""
-  return jax.device_put(batch, NamedSharding(mesh, PartitionSpec('data')))
-
-
-def put_everywhere(tree: Any, mesh: Mesh) -> Any:
-  """Copies every leaf to every device of the mesh."""
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool | int | str]:

@@ -1,12 +1,10 @@
 """A run from its first step to its last, as a story."""
 
-from collections.abc import Iterator
 import contextlib
 import itertools
 import json
 import math
 import pathlib
-import signal
 from typing import Any
 
 import jax
@@ -17,7 +15,8 @@ from hope import config as config_lib
 from hope import data as data_lib
 from hope import levels, sampling
 from hope.evaluation import yardsticks
-from hope.parallel import devices
+from hope.parallel import mesh as mesh_lib
+from hope.parallel import multihost
 from hope.training import step as step_lib
 from hope.training.checkpoint import open_checkpoints
 from hope.training.curves import draw_curves
@@ -29,6 +28,8 @@ from hope.training.workdir import check_workdir
 class NonFiniteLossError(RuntimeError):
   """The loss or its gradient stopped being a number."""
 
+  explained = True
+
 
 def _yardsticks(
   config: ml_collections.ConfigDict, data: data_lib.Data
@@ -36,26 +37,16 @@ def _yardsticks(
   """Bits per byte of an order-2 count model and of xz on the held-out bytes."""
   if data_lib.is_synthetic(config):
     return {}
-  rows = np.concatenate([batch['inputs'] for batch in data.eval_batches()])
+  batches = data_lib.eval_batches(
+    config, data.tokenizer, config.train.eval_batches
+  )
+  rows = np.concatenate([batch['inputs'] for batch in batches])
   text = data.tokenizer.decode(rows.reshape(-1)).encode()
   train = (content for _, content in data_lib.documents(config, 'train'))
   return {
     'order-2 counts': yardsticks.order2_bits_per_byte(train, text),
     'xz -9': yardsticks.xz_bits_per_byte(text),
   }
-
-
-@contextlib.contextmanager
-def _termination() -> Iterator[list[int]]:
-  """Collects SIGTERM instead of dying of it; the list is empty until then."""
-  received = []
-  before = signal.signal(
-    signal.SIGTERM, lambda number, frame: received.append(number)
-  )
-  try:
-    yield received
-  finally:
-    signal.signal(signal.SIGTERM, before)
 
 
 def _evaluate(step, params, batches, bytes_per_token) -> dict[str, float]:
@@ -76,7 +67,10 @@ def _bits(loss: float, bytes_per_token: float | None) -> dict[str, float]:
 
 def _refuse(workdir: pathlib.Path, step: int, batch, metrics) -> None:
   """Writes the batch whose loss is not finite, and raises."""
-  path = workdir / f'nonfinite_batch_step_{step}.npz'
+  part = ''
+  if jax.process_count() > 1:
+    part = f'_process_{jax.process_index()}'
+  path = workdir / f'nonfinite_batch_step_{step}{part}.npz'
   np.savez(path, **batch)
   norms = {k: float(v) for k, v in metrics.items() if 'state_norm' in k}
   grown = ''
@@ -92,7 +86,7 @@ def _refuse(workdir: pathlib.Path, step: int, batch, metrics) -> None:
   )
 
 
-def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
   """Trains, or goes on training, until config.train.steps steps are done.
 
   Everything that can be wrong with the configuration, the data or the workdir
@@ -101,7 +95,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
   Args:
     config: from an experiment file.
     workdir: directory of the run; one that holds a run of the same
-      configuration is continued from its newest intact checkpoint.
+      configuration is continued from its newest intact checkpoint, on any mesh
+      and by any number of processes.
+
+  Returns:
+    Whether the run is done; False if it was terminated, and saved.
 
   Raises:
     ValueError: for what the user can mend.
@@ -109,32 +107,51 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     OSError: if the workdir cannot be written.
   """
   folder = pathlib.Path(workdir).absolute()
-  data = data_lib.open_data(config, str(folder))
+  mesh = mesh_lib.make_mesh(config)
+  index, count = mesh_lib.share(mesh)
+  data = data_lib.open_data(
+    config, str(folder), process_index=index, process_count=count
+  )
   config = config_lib.resolve(config, data.vocab_size)
   heldout, bytes_per_token = data.eval_batches(), data.bytes_per_token
   train = data.train_iterator()
   check_workdir(folder, config.to_dict())
   steps = config.train.steps
 
-  mesh = devices.data_mesh(config.data.batch_size // config.train.accumulate)
-  graph, state = step_lib.init_state(config)
-  state = devices.put_everywhere(state, mesh)
+  graph, abstract = step_lib.abstract_state(config, mesh)
   checkpoints = open_checkpoints(folder, config)
   start = 0
-  if restored := checkpoints.restore_latest(state):
+  if restored := checkpoints.restore_latest(abstract):
     state, start = restored.state, restored.step
     train.set_state(restored.data_state)
-  heldout = [devices.put_batch(batch, mesh) for batch in heldout]
-  update = step_lib.train_step(graph, config, mesh)
+  else:
+    state = step_lib.init_state(config, abstract)
+  heldout = [mesh_lib.put_batch(batch, mesh) for batch in heldout]
+  update = step_lib.train_step(graph, config, abstract)
   evaluate = step_lib.eval_step(graph, mesh)
   tokens = config.data.batch_size * config.data.seq_len
-  writer = MetricsWriter(folder, resume_step=start if restored else None)
-  progress = Progress(steps, tokens_per_step=tokens, start=start)
+  leader = multihost.is_leader()
+  writer = MetricsWriter(
+    folder, resume_step=start if restored else None, enabled=leader
+  )
+  progress = Progress(
+    steps, tokens_per_step=tokens, start=start, enabled=leader
+  )
+  watchdog = multihost.Watchdog(
+    config.train.watchdog, enabled=jax.process_count() > 1
+  )
 
   with contextlib.ExitStack() as stack:
-    for resource in (contextlib.closing(train), checkpoints, writer, progress):
+    for resource in (
+      contextlib.closing(train),
+      checkpoints,
+      writer,
+      progress,
+      watchdog,
+    ):
       stack.enter_context(resource)
-    terminated = stack.enter_context(_termination())
+    terminated = stack.enter_context(multihost.termination())
+    stack.enter_context(multihost.failing_at_once())
     if start:
       progress.note(f'Going on from the checkpoint of step {start}.')
     pending: tuple[int, Any, Any] | None = None
@@ -146,6 +163,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         return
       number, batch, metrics = pending
       metrics = jax.device_get(metrics)
+      watchdog.beat()
       finite = np.isfinite([metrics['loss'], metrics['gradient_norm']])
       if not finite.all():
         checkpoints.wait()
@@ -160,61 +178,75 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
           writer.write(number, 'train', values, timing)
 
     for number in range(start + 1, steps + 1):
-      batch = devices.put_batch(next(train), mesh)
-      state, metrics = update(state, batch)
+      batch = next(train)
+      state, metrics = update(state, mesh_lib.put_batch(batch, mesh))
       settle()
       pending = (number, batch, metrics)
-      last = number == steps or bool(terminated)
+      stop = terminated(number)
       if number % config.train.eval_every == 0 or number == steps:
         settle()
         pending = None
-        with progress.pause('evaluation'):
+        with progress.pause('evaluation'), watchdog.patient():
           result = _evaluate(evaluate, state.params, heldout, bytes_per_token)
         writer.write(number, 'eval', result | {'tokens': number * tokens})
         progress.note(
           f'held out at step {number}: '
           + '  '.join(f'{k} {v:.4f}' for k, v in result.items())
         )
-      if number % config.train.checkpoint_every == 0 or last:
+      if number % config.train.checkpoint_every == 0 or number == steps or stop:
         settle()
         pending = None
-        with progress.pause('checkpoint'):
-          checkpoints.save(number, state, data_state=train.get_state())
-      if terminated:
-        checkpoints.wait()
+        with progress.pause('checkpoint'), watchdog.patient():
+          position = data_lib.join_states(multihost.gather(train.get_state()))
+          checkpoints.save(number, state, data_state=position)
+      if stop:
+        with watchdog.patient():
+          checkpoints.wait()
         progress.note(
-          f'Terminated by signal {terminated[0]}: step {number} of {steps} is '
-          f'saved in {folder}; the same command goes on from there.'
+          f'Terminated: step {number} of {steps} is saved in {folder}; the '
+          'same command goes on from there.'
         )
-        return
-    checkpoints.wait()
+        return False
+    with watchdog.patient():
+      checkpoints.wait()
 
   if result is None:  # a finished run was started again
     result = _evaluate(evaluate, state.params, heldout, bytes_per_token)
-  params = jax.device_put(state.params, mesh.devices.flat[0])
-  _conclude(config, folder, data, graph, params, result)
+  text = _sample(config, data, graph, state.params, mesh)
+  if leader:
+    _conclude(config, folder, data, text, result)
+  multihost.wait_for_all('end')
+  return True
 
 
-def _conclude(config, folder, data, graph, params, result) -> None:
+def _sample(config, data, graph, params, mesh) -> str | None:
+  """Text from the model; None for synthetic tasks."""
+  if data_lib.is_synthetic(config):
+    return None
+  if jax.process_count() == 1:
+    params = jax.device_put(params, mesh.devices.flat[0])
+  sample = config.sample
+  prompt = data.tokenizer.encode(sample.prompt)
+  new = sampling.generate(
+    graph,
+    params,
+    prompt[None],
+    sample.tokens,
+    temperature=sample.temperature,
+    top_k=sample.top_k,
+    seed=config.seed,
+  )
+  return data.tokenizer.decode(itertools.chain(prompt, new[0]))
+
+
+def _conclude(config, folder, data, text, result) -> None:
   """Prints levels, sample and results, and draws the curves."""
   marks = _yardsticks(config, data)
   curves = draw_curves(folder, marks)
   print('\nLevels, fastest first:')
   print(levels.table(config))
-  if not data_lib.is_synthetic(config):
-    sample = config.sample
-    prompt = data.tokenizer.encode(sample.prompt)
-    new = sampling.generate(
-      graph,
-      params,
-      prompt[None],
-      sample.tokens,
-      temperature=sample.temperature,
-      top_k=sample.top_k,
-      seed=config.seed,
-    )
-    text = data.tokenizer.decode(itertools.chain(prompt, new[0]))
-    print(f'\nA sample, prompted with {sample.prompt!r}:\n{text}')
+  if text is not None:
+    print(f'\nA sample, prompted with {config.sample.prompt!r}:\n{text}')
   print(f'\nHeld-out results after {config.train.steps} steps:')
   if 'bits_per_byte' not in result:
     print(f'  accuracy {result["accuracy"]:.4f}  loss {result["loss"]:.4f}')

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 import ml_collections
 import optax
 
@@ -144,7 +145,7 @@ def period(config: Config, path: tuple[str, ...]) -> int:
   return 1
 
 
-def _rule(config: Config, name: str, steps: int):
+def _rule(config: Config, name: str, steps: int, mesh: Mesh | None):
   """A rule with decay and learning rate, for a level that moves every `steps`.
 
   The learning rate is that of the training step that the update is made at.
@@ -162,6 +163,8 @@ def _rule(config: Config, name: str, steps: int):
   for axes in ('axes', 'weight_dimension_numbers'):
     if axes in inspect.signature(RULES[name]).parameters:
       options[axes] = matrix_axes
+  if mesh is not None and mesh.size > 1 and name == 'm3':
+    options['mesh'] = mesh
   parts = [RULES[name](**options)]
   if o.normalize_updates:
     parts.append(optax.normalize_by_update_norm())
@@ -170,11 +173,18 @@ def _rule(config: Config, name: str, steps: int):
   return optax.chain(*parts, optax.scale_by_learning_rate(rate))
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(
+  config: Config, mesh: Mesh | None = None
+) -> optax.GradientTransformationExtraArgs:
   """The optimizer of a resolved configuration.
 
   Eq. 71: CMS level l in mode `outer` averages the gradients of periods[l] steps
   and then makes one update.
+
+  Args:
+    config: resolved.
+    mesh: whose devices share the matrices that M3 orthogonalises. None: every
+      device does all.
   """
   periods = config.model.cms.periods if config.model.cms.mode == 'outer' else ()
   names = {config.optimizer.name}
@@ -183,7 +193,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
 
   def level(steps: int):
     return optax.partition(
-      {name: _rule(config, name, steps) for name in names},
+      {name: _rule(config, name, steps, mesh) for name in names},
       _of_path(lambda path, _: kind(config, path)),
     )
 

@@ -1,18 +1,20 @@
 """The training step: loss, gradients, and one guarded update."""
 
+from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import optax
 
 from hope.layers.titans import TitansState
 from hope.memory import mlp
 from hope.model import Hope
-from hope.parallel import devices
+from hope.parallel import devices, rules
 from hope.training import inputs as inputs_lib
 from hope.training.optimizer import make_optimizer, needs_inputs
 
@@ -38,17 +40,59 @@ class TrainState(NamedTuple):
 
 def build_model(config: Config) -> tuple[nnx.GraphDef, Any]:
   """Builds the model; returns its structure and its parameters as a dict."""
-  build = jax.jit(lambda: nnx.split(Hope(config, rngs=nnx.Rngs(config.seed))))
-  graph, params = build()
+  graph, params = nnx.split(Hope(config, rngs=nnx.Rngs(config.seed)))
   return graph, nnx.to_pure_dict(params)
 
 
-def init_state(config: Config) -> tuple[nnx.GraphDef, TrainState]:
-  """The model's structure and the state before the first step."""
+def _build(config: Config, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
   graph, params = build_model(config)
-  opt_state = jax.jit(make_optimizer(config).init)(params)
+  opt_state = make_optimizer(config, mesh).init(params)
   state = TrainState(params, opt_state, jnp.int32(0), jnp.bool_(True))
   return graph, state
+
+
+def abstract_state(
+  config: Config, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+  """The model's structure, and shapes and shardings of a training state.
+
+  Raises:
+    ValueError: for a parameter that no rule of `hope.parallel.rules` matches.
+  """
+  graph, state = jax.eval_shape(lambda: _build(config, mesh))
+  everywhere: Any = NamedSharding(mesh, PartitionSpec())
+  shardings = TrainState(
+    rules.of_params(state.params, mesh),
+    rules.of_opt_state(
+      make_optimizer(config, mesh), state.opt_state, state.params, mesh
+    ),
+    everywhere,
+    everywhere,
+  )
+  return graph, jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
+    state,
+    shardings,
+  )
+
+
+def init_state(config: Config, abstract: TrainState) -> TrainState:
+  """The state before the first step, laid out like `abstract` from the start.
+
+  Args:
+    config: resolved.
+    abstract: of `abstract_state`.
+  """
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  mesh = _mesh(abstract)
+  return jax.jit(lambda: _build(config, mesh)[1], out_shardings=shardings)()
+
+
+def _mesh(state: TrainState) -> Mesh:
+  sharding: Any = state.step.sharding
+  return sharding.mesh
 
 
 def memory_norms(state: Any) -> dict[str, jax.Array]:
@@ -110,7 +154,7 @@ def loss_and_metrics(
 
 
 def train_step(
-  graph: nnx.GraphDef, config: Config, mesh: Mesh
+  graph: nnx.GraphDef, config: Config, state: TrainState
 ) -> jax.stages.Wrapped:
   """Returns the compiled step: (state, batch) -> (state, metrics).
 
@@ -120,9 +164,10 @@ def train_step(
   Args:
     graph: structure of the model.
     config: resolved.
-    mesh: that the state is on and the batch is split over.
+    state: that it will be given, or `abstract_state`.
   """
-  tx, parts = make_optimizer(config), config.train.accumulate
+  mesh = _mesh(state)
+  tx, parts = make_optimizer(config, mesh), config.train.accumulate
 
   def grad(params, batch):
     """(metrics, gradients, gradients of probes), all sums."""
@@ -175,10 +220,25 @@ def train_step(
     return TrainState(params, opt_state, done, healthy), metrics
 
   return jax.jit(
-    step,
+    _on(mesh, step),
     donate_argnums=0,
+    out_shardings=(
+      jax.tree.map(lambda x: x.sharding, state),
+      NamedSharding(mesh, PartitionSpec()),
+    ),
     compiler_options=devices.compiler_options(mesh),
   )
+
+
+def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+  """A function that is traced with this mesh in force."""
+
+  @functools.wraps(function)
+  def traced(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args)
+
+  return traced
 
 
 def eval_step(graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
@@ -188,4 +248,8 @@ def eval_step(graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
     _, sums = loss_and_metrics(nnx.merge(graph, params), batch)
     return sums | {'weight': batch['weights'].sum()}
 
-  return jax.jit(step, compiler_options=devices.compiler_options(mesh))
+  return jax.jit(
+    _on(mesh, step),
+    out_shardings=NamedSharding(mesh, PartitionSpec()),
+    compiler_options=devices.compiler_options(mesh),
+  )

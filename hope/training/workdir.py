@@ -19,6 +19,9 @@ RESUMABLE_FIELDS = (
   'train.eval_every',
   'train.checkpoint_every',
   'train.keep',
+  'train.watchdog',
+  'data.read_ahead',
+  'mesh.',
   'sample.',
 )
 

@@ -1,0 +1,485 @@
+"""Compiles a training step for TPUs that are not here, and says if it fits.
+
+  pip install .[aot]
+  python -m hope.aot --config=experiments/lm.py:size=1.3b --topology=v5e:16x16
+
+The compiler is the TPU's own (libtpu, from PyPI), on a CPU machine. What it
+prints are a compiler's and a roofline's numbers: no TPU has run the program.
+
+  --fast    the compiler's lowest level: only whether it compiles, in seconds
+  --search  tries meshes, batches, remat and chunk sizes; prints the best
+"""
+
+from collections.abc import Iterator, Sequence
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+import time
+from typing import Any, NamedTuple
+
+from absl import app, flags
+from ml_collections import config_flags
+import rich.box
+import rich.console
+import rich.table
+
+from hope import command_line
+
+_GIB = 2**30
+_DAY = 86_400  # seconds
+
+
+class Chip(NamedTuple):
+  """What a roofline needs of a chip; published figures.
+
+  Attributes:
+    flops: bfloat16 operations per second.
+    bandwidth: bytes per second of its main memory.
+    link: bytes per second, both ways together, along one axis of the torus.
+    memory: bytes that the compiler may use.
+    clock: cycles per second, of `flops` and the chip's matrix units.
+  """
+
+  flops: float
+  bandwidth: float
+  link: float
+  memory: float
+  clock: float
+
+
+CHIPS = {
+  'v4': Chip(2.75e14, 1.228e12, 0.9e11, 30.75 * _GIB, 1.05e9),
+  'v5e': Chip(1.97e14, 8.19e11, 0.9e11, 15.75 * _GIB, 1.5e9),
+  'v5p': Chip(4.59e14, 2.765e12, 1.8e11, 95.74 * _GIB, 1.75e9),
+  'v6e': Chip(9.18e14, 1.638e12, 1.8e11, 31.25 * _GIB, 1.75e9),
+}
+# Slices that are offered.
+_FLAT_SHAPES = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+_CUBE_SHAPES = (
+  *('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'),
+  *('8x8x16', '8x16x16', '16x16x16'),
+)
+# A product of float32 operands at these precisions takes so many passes.
+_PASSES = {'HIGH': 3, 'HIGHEST': 6}
+
+
+def executed_flops(jaxpr: Any) -> float:
+  """Operations of the matrix products that a program runs, on all devices.
+
+  Loops count as often as they run, so that what is computed anew in a backward
+  pass is counted; products of high precision count as the passes they take.
+
+  Args:
+    jaxpr: of `jax.make_jaxpr`, or `traced.jaxpr`.
+  """
+  from jax.extend import core
+
+  total = 0.0
+  for equation in jaxpr.eqns:
+    params = equation.params
+    name = equation.primitive.name
+    if name == 'dot_general':
+      (contracted, _), _ = params['dimension_numbers']
+      shape = equation.invars[0].aval.shape
+      size = math.prod(shape[axis] for axis in contracted)
+      precision = params['precision'] or (None,)
+      passes = max(
+        _PASSES.get(getattr(p, 'name', ''), 1)
+        for p in (precision if isinstance(precision, tuple) else (precision,))
+      )
+      total += 2 * equation.outvars[0].aval.size * size * passes
+      continue
+    inner = []
+    for value in params.values():
+      for x in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(x, core.ClosedJaxpr):
+          x = x.jaxpr
+        if isinstance(x, core.Jaxpr):
+          inner.append(executed_flops(x))
+    if not inner:
+      continue
+    if name == 'cond':
+      total += max(inner)
+    elif name == 'scan':
+      total += params['length'] * sum(inner)
+    elif name == 'pallas_call':
+      total += math.prod(params['grid_mapping'].grid) * sum(inner)
+    else:
+      total += sum(inner)
+  return total
+
+
+class Report(NamedTuple):
+  """What a compiled step needs, per chip and step unless said otherwise."""
+
+  mesh: dict[str, int]
+  chips: int
+  batch_size: int
+  seq_len: int
+  remat: bool
+  chunk_size: int
+  parameters: int
+  compile_seconds: float
+  memory_bytes: int
+  memory_limit_bytes: int
+  argument_bytes: int
+  temporary_bytes: int
+  model_flops: float
+  executed_flops: float
+  main_memory_bytes: int
+  collective_bytes: dict[str, int]
+  collective_count: dict[str, int]
+  compute_seconds: float
+  memory_seconds: float
+  collective_seconds: float
+  step_seconds: float
+  model_flops_utilisation: float
+  utilisation_without_overlap: float
+  estimated_seconds: float
+  tokens_per_second: float
+  days: float
+
+
+def set_environment() -> None:
+  """Lets libtpu compile where there is no TPU; call it before importing jax."""
+  os.environ.update(
+    JAX_PLATFORMS='cpu',
+    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+    TPU_SKIP_MDS_QUERY='1',
+    # Without these, it asks a server of Google's and complains.
+    TPU_ACCELERATOR_TYPE='v5litepod-4',
+    TPU_WORKER_HOSTNAMES='localhost',
+  )
+
+
+def open_topology(name: str) -> tuple[Chip, list[Any]]:
+  """The chip and the devices of a topology, as in 'v5e:16x16'.
+
+  Raises:
+    ValueError: if there is no such topology, or no compiler for it.
+  """
+  from jax.experimental import topologies
+
+  generation, _, shape = name.partition(':')
+  if generation not in CHIPS or not shape:
+    raise ValueError(
+      f'--topology={name!r}: write GENERATION:AxB or GENERATION:AxBxC, with '
+      f'one of {", ".join(CHIPS)}, as in v5e:16x16 or v5p:4x4x4.'
+    )
+  flat = generation in ('v5e', 'v6e')
+  shapes = _FLAT_SHAPES if flat else _CUBE_SHAPES
+  if shape not in shapes:
+    chips = math.prod(map(int, re.findall(r'[1-9]\d*', shape)))
+    size = lambda x: math.prod(map(int, x.split('x')))
+    near = min(shapes, key=lambda x: abs(size(x) - chips))
+    raise ValueError(
+      f'--topology={name!r} does not exist; try {generation}:{near}. Shapes of '
+      f'{generation}: {", ".join(shapes)}.'
+    )
+  options: dict[str, Any] = {}
+  if generation == 'v4':
+    options['chip_config_name'] = 'megacore'
+  try:
+    topology = topologies.get_topology_desc(
+      platform='tpu', topology_name=name, **options
+    )
+  except Exception as error:
+    raise ValueError(
+      f'--topology={name!r} cannot be compiled for: {_line(error)} Is the '
+      "TPU's compiler installed (pip install .[aot])?"
+    ) from None
+  return CHIPS[generation], list(topology.devices)
+
+
+def _line(error: BaseException) -> str:
+  """The first line of an error that says something, at most 300 letters."""
+  lines = [x.strip() for x in str(error).splitlines() if x.strip()]
+  text = lines[0] if lines else type(error).__name__
+  return text if len(text) <= 300 else text[:300] + '...'
+
+
+class DoesNotCompileError(Exception):
+  """The compiler refused a program; the message is one line."""
+
+
+def compile_step(config: Any, devices: Sequence[Any], chip: Chip) -> Report:
+  """Compiles the training step of a resolved configuration.
+
+  Args:
+    config: resolved.
+    devices: of a topology.
+    chip: that the devices are.
+
+  Raises:
+    ValueError: if the mesh does not fit the devices.
+    DoesNotCompileError: with the compiler's reason, such as too little memory.
+  """
+  import jax
+  from jax.sharding import NamedSharding, PartitionSpec
+  import numpy as np
+
+  from hope.hlo import Program
+  from hope.parallel import mesh as mesh_lib
+  from hope.training import step as step_lib
+  from hope.training.flops import flops_per_token
+
+  mesh = mesh_lib.make_mesh(config, devices)
+  graph, state = step_lib.abstract_state(config, mesh)
+  shape = (config.data.batch_size, config.data.seq_len)
+  sharding = NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH, 'seq'))
+  batch = {
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    for name, dtype in (
+      ('inputs', np.int32),
+      ('targets', np.int32),
+      ('weights', np.float32),
+    )
+  }
+  traced = step_lib.train_step(graph, config, state).trace(state, batch)
+  begin = time.perf_counter()
+  try:
+    compiled = traced.lower(lowering_platforms=('tpu',)).compile()
+  except jax.errors.JaxRuntimeError as error:
+    raise DoesNotCompileError(_line(error)) from None
+  seconds = time.perf_counter() - begin
+  memory: Any = compiled.memory_analysis()
+  program = Program(compiled.as_text() or '')
+  kinds: dict[str, int] = {}
+  counts: dict[str, int] = {}
+  for c in program.collectives():
+    kinds[c.kind] = kinds.get(c.kind, 0) + c.nbytes * c.times
+    counts[c.kind] = counts.get(c.kind, 0) + c.times
+  chips = len(devices)
+  tokens = math.prod(shape)
+  model = flops_per_token(config, config.data.seq_len) * tokens / chips
+  executed = executed_flops(traced.jaxpr.jaxpr) / chips
+  moved = program.main_memory_bytes()
+  # A sum over devices takes twice what a gather of the same size takes.
+  sent = sum(kinds.values()) + kinds.get('all-reduce', 0)
+  times = (executed / chip.flops, moved / chip.bandwidth, sent / chip.link)
+  best = max(times)
+  return Report(
+    mesh=dict(mesh.shape),
+    chips=chips,
+    batch_size=shape[0],
+    seq_len=shape[1],
+    remat=config.model.remat,
+    chunk_size=config.model.titans.chunk_size,
+    parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+    compile_seconds=seconds,
+    memory_bytes=(
+      memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+      - memory.alias_size_in_bytes
+      + memory.temp_size_in_bytes
+    ),
+    memory_limit_bytes=round(chip.memory),
+    argument_bytes=memory.argument_size_in_bytes,
+    temporary_bytes=memory.temp_size_in_bytes,
+    model_flops=model,
+    executed_flops=executed,
+    main_memory_bytes=moved,
+    collective_bytes=kinds,
+    collective_count=counts,
+    compute_seconds=times[0],
+    memory_seconds=times[1],
+    collective_seconds=times[2],
+    step_seconds=best,
+    model_flops_utilisation=model / chip.flops / best,
+    utilisation_without_overlap=model / chip.flops / sum(times),
+    estimated_seconds=program.estimated_cycles() / chip.clock,
+    tokens_per_second=tokens / best,
+    days=config.train.steps * best / _DAY,
+  )
+
+
+def report(result: Report, topology: str, chip: Chip) -> None:
+  """Prints a result as a table, and what it assumes."""
+  table = rich.table.Table(
+    f'one step on {topology}', box=rich.box.SIMPLE_HEAD, show_header=True
+  )
+  table.add_column('', justify='right')
+  gib = lambda x: f'{x / _GIB:,.2f} GiB'
+  share = result.memory_bytes / result.memory_limit_bytes
+  rows = {
+    'parameters': f'{result.parameters:,}',
+    'mesh': ' x '.join(f'{k} {v}' for k, v in result.mesh.items()),
+    'batch': f'{result.batch_size} x {result.seq_len:,} tokens',
+    'compiled in': f'{result.compile_seconds:.0f} s',
+    'memory per chip': f'{gib(result.memory_bytes)} of '
+    f'{gib(result.memory_limit_bytes)} ({share:.0%})',
+    '  of that state': gib(result.argument_bytes),
+    '  of that temporary': gib(result.temporary_bytes),
+    'model FLOPs per chip': f'{result.model_flops / 1e12:,.2f} T',
+    'executed FLOPs per chip': f'{result.executed_flops / 1e12:,.2f} T',
+    'main memory traffic': f'{result.main_memory_bytes / 1e9:,.1f} GB',
+  }
+  for kind, size in sorted(result.collective_bytes.items()):
+    rows[kind] = f'{size / 1e9:,.2f} GB in {result.collective_count[kind]:,}'
+  rows |= {
+    'time of products': f'{result.compute_seconds * 1e3:,.1f} ms',
+    'time of main memory': f'{result.memory_seconds * 1e3:,.1f} ms',
+    'time of collectives': f'{result.collective_seconds * 1e3:,.1f} ms',
+    'roofline time per step': f'{result.step_seconds * 1e3:,.1f} ms',
+    'model FLOPs utilisation': f'{result.model_flops_utilisation:.1%} (without '
+    f'overlap {result.utilisation_without_overlap:.1%})',
+    "time by the compiler's estimates": f'{result.estimated_seconds:,.2f} s '
+    f'({result.model_flops / chip.flops / result.estimated_seconds:.1%})'
+    if result.estimated_seconds
+    else '?',
+    'tokens per second': f'{result.tokens_per_second:,.0f}',
+    'days for train.steps': f'{result.days:,.1f}',
+  }
+  for name, value in rows.items():
+    table.add_row(name, value)
+  rich.console.Console(highlight=False).print(table, markup=False)
+  print(
+    'Assumed: products, main memory and collectives overlap, each at its '
+    f'published peak ({chip.flops / 1e12:.0f} TFLOP/s, '
+    f'{chip.bandwidth / 1e12:.2f} TB/s, {chip.link / 1e9:.0f} GB/s along one '
+    'axis of the torus); traffic as the compiled program says, without the '
+    'padding of tiles. A bound, not a measurement: the compiler estimates '
+    'the cycles of each operation too, and their sum, one after the other and '
+    'without the insides of Pallas kernels, is the other end.'
+  )
+
+
+def candidates(config: Any, chips: int) -> Iterator[dict[str, Any]]:
+  """Fields to try: meshes, remat and chunk sizes that fit the configuration.
+
+  Args:
+    config: resolved.
+    chips: of the topology.
+  """
+  heads, rows = config.model.num_heads, config.data.batch_size
+  for chunk in (64, 128):
+    for seq in (1, 2, 4, 8, 16):
+      for fsdp in (16, 32, 64, 8, 128):
+        data, rest = divmod(chips, seq * fsdp)
+        if rest or not data or rows % (data * fsdp) or heads % seq:
+          continue
+        for remat in (True, False):
+          yield {
+            'mesh.data': data,
+            'mesh.fsdp': fsdp,
+            'mesh.seq': seq,
+            'model.remat': remat,
+            'model.titans.chunk_size': chunk,
+            'model.titans.projection_chunk_size': chunk,
+          }
+
+
+def search(
+  config: Any, devices: Sequence[Any], chip: Chip, tries: int, spare: float
+) -> tuple[Report, dict[str, Any]]:
+  """The fastest of some candidates that fits, by the roofline.
+
+  Args:
+    config: as loaded, not resolved.
+    devices: of a topology.
+    chip: that the devices are.
+    tries: candidates that are compiled.
+    spare: share of the memory that is to stay free.
+
+  Raises:
+    DoesNotCompileError: if none fits.
+  """
+  from hope.config import resolve
+
+  vocab_size = config.model.vocab_size or 257
+  best, tried = None, 0
+  for fields in candidates(resolve(config, vocab_size), len(devices)):
+    if tried == tries:
+      break
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict(fields)
+    try:
+      resolved = resolve(changed, vocab_size)
+      tried += 1
+      result = compile_step(resolved, devices, chip)
+    except (ValueError, DoesNotCompileError) as error:
+      print(f'{fields}: {_line(error)}', flush=True)
+      continue
+    fits = result.memory_bytes <= (1 - spare) * chip.memory
+    print(
+      f'{fields}: {result.memory_bytes / _GIB:.2f} GiB, '
+      f'{result.step_seconds * 1e3:.1f} ms{"" if fits else ", does not fit"}',
+      flush=True,
+    )
+    if fits and (best is None or result.step_seconds < best[0].step_seconds):
+      best = (result, fields)
+  if best is None:
+    raise DoesNotCompileError(
+      f'None of the {tried} candidates leaves {spare:.0%} of the memory free.'
+    )
+  return best
+
+
+def _define_flags() -> None:
+  config_flags.DEFINE_config_file(
+    'config', None, 'Experiment file.', lock_config=True
+  )
+  flags.DEFINE_string('topology', None, 'TPU, as in v5e:16x16 or v5p:4x4x4.')
+  flags.DEFINE_bool('fast', False, 'Only whether it compiles, in seconds.')
+  flags.DEFINE_bool('search', False, 'Look for the fastest mesh that fits.')
+  flags.DEFINE_integer('tries', 6, 'Candidates of a search.', lower_bound=1)
+  flags.DEFINE_float('spare', 0.2, 'Share of the memory to stay free.')
+  flags.DEFINE_string('json', None, 'File to write the result to as well.')
+  flags.mark_flags_as_required(['config', 'topology'])
+
+
+def main(argv: Sequence[str]) -> None:
+  """Compiles what the flags say and prints it."""
+  if len(argv) > 1:
+    raise app.UsageError(f'Not a flag: {argv[1]!r}.')
+  values = flags.FLAGS
+  set_environment()
+  import jax
+
+  from hope.config import resolve
+
+  if values.fast:
+    jax.config.update('jax_optimization_level', 'O0')
+  try:
+    chip, devices = open_topology(values.topology)
+    config, found = values.config, {}
+    if values.search:
+      result, found = search(config, devices, chip, values.tries, values.spare)
+    else:
+      config = resolve(config, config.model.vocab_size or 257)
+      result = compile_step(config, devices, chip)
+  except ValueError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  except DoesNotCompileError as error:
+    print(f'error: it does not compile: {error}', file=sys.stderr)
+    sys.exit(1)
+  if values.fast:
+    print(
+      f'It compiles for {values.topology}: {result.parameters:,} parameters on '
+      f'{result.chips} chips, in {result.compile_seconds:.0f} s. Without '
+      '--fast: whether it fits, and how fast it may be.'
+    )
+    return
+  if found:
+    flags_text = ' '.join(f'--config.{k}={v}' for k, v in found.items())
+    print(f'\nThe fastest that fits: {flags_text}')
+  report(result, values.topology, chip)
+  fits = result.memory_bytes <= (1 - values.spare) * chip.memory
+  print(
+    f'It {"fits" if fits else "DOES NOT FIT"} with {values.spare:.0%} of the '
+    'memory to spare.'
+  )
+  print(json.dumps(result._asdict()))
+  if values.json:
+    pathlib.Path(values.json).write_text(json.dumps(result._asdict()) + '\n')
+  if not fits:
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  _define_flags()
+  command_line.run(main)

@@ -1,0 +1,184 @@
+"""The mesh of a run: its axes, its devices, and the batches on it.
+
+Axes, outermost first:
+
+  data    rows of a batch; parameters are copied along it
+  fsdp    rows of a batch too; parameters and optimizer state are split along it
+          and a layer's are gathered when it is computed
+  seq     tokens of a row between the mixers, heads within them
+  tensor  heads of a mixer, hidden units of a level
+
+Over several slices, which a slow network joins, `data` is the axis that
+crosses them.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import Any
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import ml_collections
+import numpy as np
+
+AXES = ('data', 'fsdp', 'seq', 'tensor')
+# Rows of a batch lie along these, tokens of a row along `seq`.
+BATCH = ('data', 'fsdp')
+
+Config = ml_collections.ConfigDict | ml_collections.FrozenConfigDict
+
+
+def _nearest(wanted: int, allowed: Sequence[int]) -> int:
+  return min(allowed, key=lambda n: (abs(n - wanted), n))
+
+
+def _divisors(n: int) -> list[int]:
+  return [k for k in range(1, n + 1) if n % k == 0]
+
+
+def shape(
+  config: Config, count: int, *, partly: bool = False
+) -> dict[str, int]:
+  """The size of every axis.
+
+  Args:
+    config: with the fields `mesh`, `data.batch_size` and `train.accumulate`.
+    count: devices.
+    partly: whether devices may be left out where `mesh.data` is None and the
+      batch does not divide over all.
+
+  Raises:
+    ValueError: if the axes do not multiply to the devices, or the batch does
+      not divide, with the nearest choice that does.
+  """
+  sizes = {axis: config.mesh[axis] for axis in AXES}
+  slices, rows = config.mesh.slices, config.data.batch_size
+  parts = config.train.accumulate
+  rows //= parts
+  for axis in (*AXES[1:], 'slices'):
+    if config.mesh[axis] < 1:
+      raise ValueError(f'mesh.{axis}={config.mesh[axis]} must be at least 1.')
+  others = math.prod(sizes[axis] for axis in AXES[1:])
+  if count % others:
+    axis = max(AXES[1:], key=lambda axis: sizes[axis])
+    rest = others // sizes[axis]
+    if count % rest == 0:
+      advice = f'mesh.{axis}={_nearest(sizes[axis], _divisors(count // rest))}'
+    else:
+      advice = ', '.join(f'mesh.{axis}=1' for axis in AXES[1:])
+    raise ValueError(
+      f'mesh.fsdp={sizes["fsdp"]} x mesh.seq={sizes["seq"]} x mesh.tensor='
+      f'{sizes["tensor"]} = {others} does not divide the {count} devices; try '
+      f'{advice}.'
+    )
+  if sizes['data'] is None:
+    sizes['data'] = count // others
+    if partly and others == 1:
+      fit = [n for n in range(1, count + 1) if rows % n == 0]
+      sizes['data'] = max(fit)
+  elif sizes['data'] * others != count:
+    raise ValueError(
+      f'mesh.data={sizes["data"]} x mesh.fsdp={sizes["fsdp"]} x mesh.seq='
+      f'{sizes["seq"]} x mesh.tensor={sizes["tensor"]} = '
+      f'{sizes["data"] * others} devices, but there are {count}; try mesh.data='
+      f'{count // others}.'
+    )
+  if sizes['data'] % slices:
+    raise ValueError(
+      f'mesh.slices={slices} does not divide mesh.data={sizes["data"]}; try '
+      f'mesh.slices={_nearest(slices, _divisors(sizes["data"]))}.'
+    )
+  split = sizes['data'] * sizes['fsdp']
+  if rows % split:
+    below = max(rows // split, 1) * split * parts
+    raise ValueError(
+      f'data.batch_size={config.data.batch_size} in train.accumulate={parts} '
+      f'parts has {rows} sequences at a time, which do not divide over '
+      f'mesh.data={sizes["data"]} x mesh.fsdp={sizes["fsdp"]}; try '
+      f'data.batch_size={below}.'
+    )
+  return sizes
+
+
+def make_mesh(
+  config: Config, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """The mesh of a configuration.
+
+  Args:
+    config: see `shape`.
+    devices: None: those of all processes; in a run of one process, as many of
+      them as divide the batch where `mesh` is left at its defaults.
+
+  Raises:
+    ValueError: see `shape`.
+  """
+  partly = devices is None and jax.process_count() == 1
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = shape(config, len(devices), partly=partly)
+  devices = devices[: math.prod(sizes.values())]
+  slices = config.mesh.slices
+  if slices > 1:
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (sizes['data'] // slices, *(sizes[axis] for axis in AXES[1:])),
+      (slices, 1, 1, 1),
+      devices,
+      # A process stands for a slice where devices know of none.
+      process_is_granule=getattr(devices[0], 'slice_index', None) is None,
+      allow_split_physical_axes=True,
+    )
+  else:
+    grid = mesh_utils.create_device_mesh(
+      tuple(sizes.values()), devices, allow_split_physical_axes=True
+    )
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def one_device() -> Mesh:
+  """The first local device alone."""
+  grid = np.array(jax.local_devices()[:1]).reshape((1,) * len(AXES))
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def share(mesh: Mesh) -> tuple[int, int]:
+  """Which rows of a batch this process reads: (index, count) of equal parts.
+
+  Processes whose devices hold the same rows have the same index.
+
+  Raises:
+    ValueError: if its devices hold rows that are no such part.
+  """
+  split = math.prod(mesh.shape[axis] for axis in BATCH)
+  owner = np.vectorize(lambda device: device.process_index)(mesh.devices)
+  mine = (owner.reshape(split, -1) == jax.process_index()).any(axis=1)
+  (places,) = np.nonzero(mine)
+  size = len(places)
+  if not size or split % size or places[0] % size or np.ptp(places) >= size:
+    raise ValueError(
+      f'The devices of process {jax.process_index()} hold the parts '
+      f'{places.tolist()} of {split} of a batch; mesh.seq x mesh.tensor must '
+      'be a multiple or a divisor of the devices of a process.'
+    )
+  return int(places[0]) // size, split // size
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+  """The batch of all processes, from the rows that this one has read.
+
+  Args:
+    batch: tree of arrays [rows of this process, tokens, ...].
+    mesh: of the run.
+
+  Returns:
+    Arrays of all rows, split over the mesh.
+  """
+  sharding = NamedSharding(mesh, PartitionSpec(BATCH, 'seq'))
+  _, count = share(mesh)
+
+  def put(x):
+    return jax.make_array_from_process_local_data(
+      sharding, np.asarray(x), (x.shape[0] * count, *x.shape[1:])
+    )
+
+  return jax.tree.map(put, batch)

@@ -1,0 +1,221 @@
+"""Several processes: how they start, agree, notice a death, and end."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from typing import Any, NoReturn
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+# Exit codes of a process; launchers start again after the last three.
+DONE = 0
+FAILED = 1  # the run cannot go on: a loss that is not finite, a bug
+MISUSED = 2  # something that the user can mend
+PREEMPTED = 42  # told to stop; everything is saved
+BROKEN = 75  # another process, a device or the network failed
+STUCK = 83  # nothing happened for too long
+
+# What jax and the operating system say when another process is gone.
+_BROKEN = (jax.errors.JaxRuntimeError, TimeoutError, ConnectionError)
+# Seconds until a silent process counts as dead.
+_HEARTBEAT = 60
+# Seconds that a process that is done waits for the others.
+_SHUTDOWN = 60
+# Compiling, evaluating and saving may take this many times as long as a step.
+_PATIENCE = 10
+
+
+def start(distributed: str) -> None:
+  """Joins the other processes; call it before jax touches any device.
+
+  Args:
+    distributed: 'off': there are none. 'auto': TPU, SLURM and other clusters
+      that jax knows. 'HOST:PORT,COUNT,ID': where process 0 listens, how many
+      processes there are, which this one is.
+
+  Raises:
+    ValueError: for any other text, or a cluster that is not found.
+  """
+  if distributed == 'off':
+    return
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  seconds = {
+    'heartbeat_timeout_seconds': _HEARTBEAT,
+    'shutdown_timeout_seconds': _SHUTDOWN,
+  }
+  if distributed == 'auto':
+    try:
+      jax.distributed.initialize(**seconds)
+    except ValueError as error:
+      raise ValueError(
+        '--distributed=auto found no cluster of several processes here '
+        f'({error}); use --distributed=off, or HOST:PORT,COUNT,ID.'
+      ) from None
+    return
+  parts = distributed.split(',')
+  try:
+    address, count, index = parts[0], int(parts[1]), int(parts[2])
+    if len(parts) != 3 or ':' not in address or not 0 <= index < count:
+      raise ValueError
+  except (ValueError, IndexError):
+    raise ValueError(
+      f"--distributed={distributed!r} must be 'off', 'auto' or "
+      "'HOST:PORT,COUNT,ID' with 0 <= ID < COUNT."
+    ) from None
+  jax.distributed.initialize(address, count, index, **seconds)
+
+
+def is_leader() -> bool:
+  """Whether this process writes logs, metrics and samples."""
+  return jax.process_index() == 0
+
+
+def gather(value: Any) -> list[Any]:
+  """A JSON value of every process, in their order; all must call it."""
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.array(text.size))
+  padded = np.zeros(int(sizes.max()), np.uint8)
+  padded[: text.size] = text
+  rows = multihost_utils.process_allgather(padded)
+  return [
+    json.loads(row[:size].tobytes())
+    for row, size in zip(rows, sizes, strict=True)
+  ]
+
+
+def wait_for_all(name: str) -> None:
+  """Returns when every process is here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def termination() -> Iterator[Callable[[int], bool]]:
+  """Whether to stop: a function of the steps done, the same everywhere.
+
+  A SIGTERM, or a notice of maintenance, to one process stops all of them after
+  the same step. It is not deadly meanwhile.
+  """
+  if jax.distributed.is_initialized():
+    yield multihost_utils.reached_preemption_sync_point
+    return
+  received = []
+  before = signal.signal(
+    signal.SIGTERM, lambda number, frame: received.append(number)
+  )
+  try:
+    yield lambda step: bool(received)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+class Watchdog:
+  """Ends a process in which nothing happens; a context manager.
+
+  Neither a peer that is stuck nor a device that hangs raises an error: without
+  a watchdog all processes would wait for ever.
+  """
+
+  def __init__(self, seconds: float, *, enabled: bool):
+    """Args: seconds between two `beat`s; 0 or not enabled: no watchdog."""
+    self._limit = seconds
+    self._enabled = enabled and seconds > 0
+    self._patience = _PATIENCE  # until the first step is compiled
+    # Seconds counted here, not by a clock, which goes on while the process is
+    # suspended.
+    self._silent = 0
+    self._closed = threading.Event()
+
+  def __enter__(self) -> 'Watchdog':
+    if self._enabled:
+      threading.Thread(target=self._watch, daemon=True).start()
+    return self
+
+  def __exit__(self, kind, error, traceback) -> None:
+    self._closed.set()
+
+  def beat(self) -> None:
+    """Says that a step is done."""
+    self._silent, self._patience = 0, 1
+
+  @contextlib.contextmanager
+  def patient(self) -> Iterator[None]:
+    """Allows ten times as long for what is no step."""
+    self._silent, self._patience = 0, _PATIENCE
+    try:
+      yield
+    finally:
+      self._silent, self._patience = 0, 1
+
+  def _watch(self) -> None:
+    while not self._closed.wait(1):
+      self._silent += 1
+      if self._silent > self._limit * self._patience:
+        print(
+          f'error: nothing has happened for {self._silent} s (train.watchdog='
+          f'{self._limit:g}): a process or a device is stuck. The threads of '
+          f'process {jax.process_index()} are at:',
+          file=sys.stderr,
+          flush=True,
+        )
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        os._exit(STUCK)
+
+
+def fail(error: BaseException) -> NoReturn:
+  """Says why a process cannot go on, and ends it.
+
+  One of several leaves at once: it must not wait for the others, which may be
+  waiting for it.
+
+  Args:
+    error: with `explained = True` its text says all, without a traceback.
+  """
+  explained = getattr(error, 'explained', False)
+  if isinstance(error, _BROKEN):
+    code = BROKEN
+  elif isinstance(error, ValueError | OSError):
+    code, explained = MISUSED, True
+  else:
+    code = FAILED
+  if explained:
+    print(f'error: {error}', file=sys.stderr)
+  else:
+    traceback.print_exception(error)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if jax.distributed.is_initialized():
+    os._exit(code)
+  sys.exit(code)
+
+
+@contextlib.contextmanager
+def failing_at_once() -> Iterator[None]:
+  """Of several processes, ends this one where an error occurs.
+
+  Inside all other contexts: leaving those may wait for processes that are gone.
+  """
+  try:
+    yield
+  except Exception as error:
+    if jax.process_count() > 1:
+      fail(error)
+    raise
+
+
+def finish(code: int) -> NoReturn:
+  """Ends a process that is done, or stopped and saved, with the others."""
+  sys.stdout.flush()
+  if jax.distributed.is_initialized():
+    jax.distributed.shutdown()
+  sys.exit(code)

@@ -1,0 +1,104 @@
+"""The collectives of a training step on a mesh, by layer."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LAYERS = 2
+PROGRAM = """
+import json, sys
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from hope.config import base_config, resolve
+from hope.hlo import Program
+from hope.parallel import mesh as mesh_lib
+from hope.training import step as step_lib
+
+config = base_config()
+model = config.model
+model.num_layers, model.width, model.num_heads = 2, 32, 4
+model.titans.chunk_size = model.titans.projection_chunk_size = 8
+model.cms.periods = (1,)
+config.data.seq_len, config.data.batch_size = 32, 8
+for axis, size in json.loads(sys.argv[1]).items():
+  config.mesh[axis] = size
+config = resolve(config, 16)
+mesh = mesh_lib.make_mesh(config)
+graph, state = step_lib.abstract_state(config, mesh)
+batch = {
+  name: jax.ShapeDtypeStruct((8, 32), dtype, sharding=NamedSharding(
+    mesh, PartitionSpec(mesh_lib.BATCH, 'seq')))
+  for name, dtype in (
+    ('inputs', np.int32), ('targets', np.int32), ('weights', np.float32))
+}
+step = step_lib.train_step(graph, config, state)
+text = step.lower(state, batch).compile().as_text()
+leaves = jax.tree.leaves_with_path(state.params)
+print(json.dumps({
+  'collectives': [c._asdict() for c in Program(text).collectives()],
+  'split': [
+    leaf.size * 4 // 2
+    for path, leaf in leaves
+    if 'blocks' in jax.tree_util.keystr(path)
+    and 'fsdp' in leaf.sharding.spec
+  ],
+  'gradients': sum(
+    leaf.size * 4 // 2
+    for path, leaf in leaves
+    if 'blocks' in jax.tree_util.keystr(path)
+  ),
+}))
+"""
+
+
+def compiled(**axes):
+  done = subprocess.run(
+    [sys.executable, '-c', PROGRAM, json.dumps(axes)],
+    cwd=ROOT,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_fsdp_gathers_the_parameters_of_a_layer_and_sums_their_gradients():
+  found = compiled(fsdp=8)
+  in_layers = [c for c in found['collectives'] if c['times'] == LAYERS]
+  # Parameters: for the forward pass, and anew for the backward pass.
+  gathered = sorted(c['nbytes'] for c in in_layers if c['kind'] == 'all-gather')
+  assert gathered == sorted(2 * found['split'])
+  # Gradients of all of them, in one sum; nothing else.
+  sums = [c for c in in_layers if c['kind'] != 'all-gather']
+  assert [c['kind'] for c in sums] == ['all-reduce']
+  assert sums[0]['nbytes'] == found['gradients']
+  # Outside: the embedding, sums of gradients and metrics.
+  outside = [c for c in found['collectives'] if c['times'] == 1]
+  assert len(outside) + len(in_layers) == len(found['collectives'])
+  assert {c['kind'] for c in outside} <= {'all-gather', 'all-reduce'}
+  assert len(outside) <= 4
+
+
+@pytest.mark.parametrize(
+  'axes',
+  [
+    {'fsdp': 2, 'seq': 2, 'tensor': 2},
+    pytest.param({'seq': 4}, marks=pytest.mark.slow),
+    pytest.param({'tensor': 4}, marks=pytest.mark.slow),
+  ],
+)
+def test_no_collective_within_the_scan_over_chunks(axes):
+  """Each runs at most once a layer and pass: none gathers fast weights."""
+  found = compiled(**axes)['collectives']
+  assert found
+  for collective in found:
+    assert collective['times'] in (1, LAYERS), collective
+    inner = collective['op_name'].split('/while/body', 1)[-1]
+    assert '/while/body' not in inner.replace('jit(dynamic', ''), collective

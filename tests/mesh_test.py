@@ -1,0 +1,255 @@
+"""The mesh: its sizes, what lies where, and steps that are equal on any."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hope.config import base_config, resolve
+from hope.parallel import mesh as mesh_lib
+from hope.parallel import rules
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Five steps on a mesh; run by itself or as one of several processes.
+PROGRAM = """
+import json, sys
+from hope.parallel import multihost
+options = json.loads(sys.argv[1])
+multihost.start(options['distributed'])
+import jax, numpy as np
+from hope.config import base_config, resolve
+from hope.parallel import mesh as mesh_lib
+from hope.training import step as step_lib
+
+config = base_config()
+model = config.model
+model.num_layers, model.width, model.num_heads = 2, 32, 4
+model.titans.chunk_size = model.titans.projection_chunk_size = 8
+model.cms.periods = (1, 2)
+config.data.seq_len, config.data.batch_size = 32, 8
+config.optimizer.warmup_steps = 2
+config.optimizer.learning_rate = 3e-3
+config.update_from_flattened_dict(options['config'])
+config = resolve(config, 16)
+mesh = mesh_lib.make_mesh(config)
+index, count = mesh_lib.share(mesh)
+tokens = np.random.default_rng(0).integers(16, size=(5, 8, 33), dtype=np.int32)
+graph, abstract = step_lib.abstract_state(config, mesh)
+state = step_lib.init_state(config, abstract)
+step = step_lib.train_step(graph, config, abstract)
+losses, rows = [], 8 // count
+for batch in tokens:
+  batch = batch[index * rows : (index + 1) * rows]
+  batch = {
+    'inputs': batch[:, :-1],
+    'targets': batch[:, 1:],
+    'weights': np.ones((rows, 32), np.float32),
+  }
+  state, metrics = step(state, mesh_lib.put_batch(batch, mesh))
+  losses.append(float(metrics['loss']))
+whole = jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(
+  mesh, jax.sharding.PartitionSpec()))
+params = {
+  jax.tree_util.keystr(k): np.asarray(whole(x)).tolist()
+  for k, x in jax.tree_util.tree_leaves_with_path(state.params)
+}
+for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract)):
+  assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+if jax.process_index() == 0:
+  print(json.dumps({
+    'losses': losses,
+    'params': params,
+    'devices': jax.device_count(),
+    'programs': step._cache_size(),
+  }))
+"""
+
+
+def run(cache, devices, processes=1, **config):
+  """Losses and parameters of five steps."""
+  from conftest import free_port
+
+  address = f'127.0.0.1:{free_port()}'
+  running = []
+  for index in range(processes):
+    distributed = f'{address},{processes},{index}' if processes > 1 else 'off'
+    options = {'distributed': distributed, 'config': config}
+    running.append(
+      subprocess.Popen(
+        [sys.executable, '-c', PROGRAM, json.dumps(options)],
+        cwd=ROOT,
+        env=os.environ
+        | {
+          'JAX_PLATFORMS': 'cpu',
+          'JAX_NUM_CPU_DEVICES': str(devices),
+          'JAX_COMPILATION_CACHE_DIR': str(cache),
+          'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+    )
+  outputs = [process.communicate(timeout=400) for process in running]
+  for process, (_, errors) in zip(running, outputs, strict=True):
+    assert process.returncode == 0, errors
+  result = json.loads(outputs[0][0].splitlines()[-1])
+  assert result['devices'] == devices * processes
+  assert result['programs'] == 1
+  return result
+
+
+def assert_equal(result, expected):
+  """Within 1e-5, relative, leaf by leaf."""
+  np.testing.assert_allclose(result['losses'], expected['losses'], rtol=1e-5)
+  for name, value in expected['params'].items():
+    value, other = np.array(value), np.array(result['params'][name])
+    error = np.linalg.norm(other - value) / max(np.linalg.norm(value), 1e-30)
+    assert error <= 1e-5, (name, error)
+
+
+MESHES = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 1, 2), (2, 1, 2, 2)]
+
+
+def axes(sizes):
+  return {f'mesh.{a}': n for a, n in zip(mesh_lib.AXES, sizes, strict=True)}
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(scope='module')
+def alone(cache):
+  """Results on one device, by mixer and optimizer."""
+  results = {}
+
+  def find(mixer, name):
+    if (mixer, name) not in results:
+      config = {'model.mixer': mixer, 'optimizer.name': name}
+      results[mixer, name] = run(cache, 1, **config)
+    return results[mixer, name]
+
+  return find
+
+
+@pytest.mark.xdist_group('mesh')
+@pytest.mark.parametrize(
+  ('processes', 'mixer', 'name', 'sizes'),
+  [
+    pytest.param(
+      processes,
+      mixer,
+      name,
+      sizes,
+      marks=[]
+      if (processes, mixer, name, sizes) == (1, 'titans', 'adamw', (2, 2, 1, 2))
+      else pytest.mark.slow,
+    )
+    for processes in (1, 2)
+    for mixer in ('titans', 'attention')
+    for name in ('adamw', 'm3')
+    for sizes in MESHES
+  ],
+)
+def test_a_mesh_changes_nothing_but_rounding(
+  cache, alone, processes, mixer, name, sizes
+):
+  config = {'model.mixer': mixer, 'optimizer.name': name}
+  result = run(cache, 8 // processes, processes, **config, **axes(sizes))
+  assert_equal(result, alone(mixer, name))
+
+
+@pytest.mark.xdist_group('mesh')
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', ['sequential', 'independent'])
+def test_in_context_levels_on_a_mesh(cache, variant):
+  config = {
+    'model.cms.mode': 'in_context',
+    'model.cms.variant': variant,
+    'model.cms.periods': (8, 16),
+    'model.titans.q_memory': True,
+  }
+  expected = run(cache, 1, **config)
+  assert_equal(run(cache, 8, **config, **axes((1, 2, 2, 2))), expected)
+
+
+def configured(**fields):
+  config = base_config()
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+@pytest.mark.parametrize(
+  ('fields', 'count', 'message'),
+  [
+    ({'mesh.data': 3}, 8, 'but there are 8; try mesh.data=8'),
+    ({'mesh.fsdp': 3}, 8, 'does not divide the 8 devices; try mesh.fsdp=2'),
+    (
+      {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 4},
+      8,
+      '= 16 devices, but there are 8; try mesh.data=1',
+    ),
+    ({'mesh.slices': 3}, 8, 'does not divide mesh.data=8; try mesh.slices=2'),
+    ({'mesh.seq': 0}, 8, 'mesh.seq=0 must be at least 1'),
+    (
+      {'data.batch_size': 12},
+      8,
+      'do not divide over mesh.data=8 x mesh.fsdp=1; try data.batch_size=8',
+    ),
+    (
+      {'data.batch_size': 8, 'train.accumulate': 2, 'mesh.fsdp': 8},
+      8,
+      'in train.accumulate=2 parts has 4 sequences .* try data.batch_size=16',
+    ),
+  ],
+)
+def test_sizes_that_do_not_fit_the_devices(fields, count, message):
+  with pytest.raises(ValueError, match=message):
+    mesh_lib.shape(configured(**fields), count)
+
+
+def test_a_run_alone_leaves_devices_out_that_do_not_divide_the_batch():
+  config = configured(**{'data.batch_size': 4})
+  assert mesh_lib.shape(config, 3, partly=True)['data'] == 2
+  config.mesh.data = 3
+  with pytest.raises(ValueError, match='do not divide over mesh.data=3'):
+    mesh_lib.shape(config, 3, partly=True)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    (
+      {'mesh.tensor': 3},
+      'mesh.tensor=3 x mesh.seq=1 does not divide model.num_heads=2; try '
+      'mesh.tensor=2',
+    ),
+    ({'mesh.fsdp': 24}, 'does not divide model.width=128; try mesh.fsdp=16'),
+    (
+      {'mesh.fsdp': 128},
+      'mesh.fsdp=128 does not divide the width of a head=64; try mesh.fsdp=64',
+    ),
+    (
+      {'model.cms.hidden_multiple': 0.0078125, 'mesh.tensor': 2},
+      'hidden width of a level=1; try mesh.tensor=1',
+    ),
+    (
+      {'data.seq_len': 255, 'mesh.seq': 2},
+      'does not divide data.seq_len=255; try mesh.seq=1',
+    ),
+  ],
+)
+def test_sizes_that_axes_do_not_divide(fields, message):
+  with pytest.raises(ValueError, match=message):
+    resolve(configured(**fields), 257)
+
+
+def test_a_parameter_without_a_rule_is_named():
+  with pytest.raises(ValueError, match='matches the parameter blocks/new/gate'):
+    rules.spec('blocks/new/gate')

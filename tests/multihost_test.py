@@ -1,0 +1,295 @@
+"""Runs of several processes: moved to other meshes, and hurt in every way."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import free_port
+import numpy as np
+import pytest
+
+from hope.parallel import multihost
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+STEPS, EVERY = 12, 4
+pytestmark = pytest.mark.xdist_group('multihost')
+# hope.main, in which something happens when a batch is read.
+PROGRAM = """
+import os, signal, sys, time
+fault, step, pause = sys.argv.pop(1).split(':')
+from hope.data import pipeline
+read, calls = pipeline.BatchIterator.__next__, 0
+def faulty(self):
+  global calls
+  calls += 1
+  time.sleep(float(pause))
+  if calls == int(step):
+    if fault == 'raise':
+      raise RuntimeError('a fault')
+    if fault == 'sleep':
+      time.sleep(1e6)
+    if fault in ('SIGKILL', 'SIGTERM', 'SIGSTOP'):
+      os.kill(os.getpid(), getattr(signal, fault))
+  return read(self)
+pipeline.BatchIterator.__next__ = faulty
+from absl import flags
+from hope import command_line, main
+flags.mark_flag_as_required('config')
+command_line.run(main.main)
+"""
+AXES = ('data', 'fsdp', 'seq', 'tensor')
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+  """A folder with a configuration and a compilation cache."""
+  folder = tmp_path_factory.mktemp('home')
+  rng = np.random.default_rng(0)
+  words = ['memory', 'learns', 'the', 'kernel', 'slowly', 'and', 'forgets']
+  (folder / 'text').mkdir()
+  for j in range(40):
+    text = ' '.join(rng.choice(words, size=100))
+    (folder / 'text' / f'{j}.txt').write_text(text)
+  (folder / 'tiny.py').write_text(
+    'from hope.config import base_config\n'
+    'def get_config():\n'
+    '  config = base_config()\n'
+    '  config.model.num_layers, config.model.width = 2, 32\n'
+    '  config.model.num_heads = 4\n'
+    '  config.model.cms.periods = (1, 3)\n'
+    '  titans = config.model.titans\n'
+    '  titans.chunk_size = titans.projection_chunk_size = 16\n'
+    f'  config.data.source = "text:{folder}/text/*.txt"\n'
+    '  config.data.heldout_fraction = 0.2\n'
+    '  config.sample.tokens = 4\n'
+    '  config.data.seq_len, config.data.batch_size = 32, 8\n'
+    '  config.optimizer.warmup_steps = 2\n'
+    f'  config.train.steps, config.train.log_every = {STEPS}, 1\n'
+    '  config.train.eval_every, config.train.eval_batches = 100, 1\n'
+    f'  config.train.checkpoint_every = {EVERY}\n'
+    '  config.train.watchdog = 15\n'
+    '  return config\n'
+  )
+  return folder
+
+
+class Gang:
+  """Processes of one run."""
+
+  def __init__(self, home, workdir, processes, devices, flags=(), faults=()):
+    address = f'127.0.0.1:{free_port()}'
+    self.processes = []
+    for index in range(processes):
+      distributed = f'{address},{processes},{index}'
+      fault = dict(faults).get(index, 'none:0:0')
+      self.processes.append(
+        subprocess.Popen(
+          [
+            *(sys.executable, '-c', PROGRAM, fault),
+            f'--config={home}/tiny.py',
+            f'--workdir={workdir}',
+            f'--distributed={"off" if processes == 1 else distributed}',
+            *flags,
+          ],
+          cwd=ROOT,
+          env=os.environ
+          | {
+            'JAX_PLATFORMS': 'cpu',
+            'JAX_NUM_CPU_DEVICES': str(devices),
+            'JAX_COMPILATION_CACHE_DIR': str(home / 'cache'),
+            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+            'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0',
+          },
+          stdout=subprocess.PIPE,
+          stderr=subprocess.STDOUT,
+          text=True,
+        )
+      )
+
+  def wait(self, timeout=200):
+    """(exit codes, outputs, seconds between the first end and the last)."""
+    ends = {}
+    begin = time.monotonic()
+    while len(ends) < len(self.processes):
+      for index, process in enumerate(self.processes):
+        if index not in ends and process.poll() is not None:
+          ends[index] = time.monotonic()
+      assert time.monotonic() < begin + timeout, self.kill()
+      time.sleep(0.05)
+    outputs = [process.communicate()[0] for process in self.processes]
+    codes = [process.returncode for process in self.processes]
+    return codes, outputs, max(ends.values()) - min(ends.values())
+
+  def kill(self):
+    for process in self.processes:
+      process.kill()
+    return [process.communicate()[0] for process in self.processes]
+
+
+def run(home, workdir, processes=2, devices=1, flags=()):
+  codes, outputs, _ = Gang(home, workdir, processes, devices, flags).wait()
+  assert codes == [0] * processes, outputs
+  return outputs
+
+
+def losses(workdir):
+  """Loss of every step, as text, so that bits are compared."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  return {r['step']: r['loss'] for r in records if r['kind'] == 'train'}
+
+
+def sizes(*axes):
+  return [f'--config.mesh.{a}={n}' for a, n in zip(AXES, axes, strict=True)]
+
+
+@pytest.fixture(scope='module')
+def undisturbed(home):
+  workdir = home / 'undisturbed'
+  outputs = run(home, workdir)
+  assert 'Done.' in outputs[0]
+  # Process 0 alone says what happens.
+  assert not [x for x in outputs[1].splitlines() if 'step' in x]
+  assert list(losses(workdir)) == list(range(1, STEPS + 1))
+  return workdir
+
+
+def goes_on(home, workdir, undisturbed):
+  """Starts the same command again; the run ends as if nothing had been."""
+  outputs = run(home, workdir)
+  assert losses(workdir) == losses(undisturbed), outputs
+  return outputs
+
+
+@pytest.mark.parametrize(
+  ('fault', 'codes'),
+  [
+    # The others see the connection break, or the coordinator does.
+    ((1, 'SIGKILL:6:0'), {multihost.BROKEN, -signal.SIGABRT}),
+    pytest.param(
+      (0, 'SIGKILL:6:0'),
+      {multihost.BROKEN, -signal.SIGABRT},
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      (1, 'raise:6:0'),
+      {multihost.BROKEN, -signal.SIGABRT},
+      marks=pytest.mark.slow,
+    ),
+  ],
+  ids=['killed', 'coordinator killed', 'exception'],
+)
+def test_the_death_of_one_ends_all_within_seconds(
+  home, undisturbed, tmp_path, fault, codes
+):
+  index, text = fault
+  gang = Gang(home, tmp_path / 'run', 2, 1, faults=[fault])
+  found, outputs, seconds = gang.wait()
+  dead = -signal.SIGKILL if 'SIGKILL' in text else multihost.FAILED
+  assert found[index] == dead, outputs
+  assert found[1 - index] in codes, outputs
+  assert seconds < 20
+  if dead == multihost.FAILED:
+    assert 'RuntimeError: a fault' in outputs[index]
+  print(f'{text}: noticed after {seconds:.1f} s')
+  outputs = goes_on(home, tmp_path / 'run', undisturbed)
+  assert 'Going on from the checkpoint of step 4' in outputs[0]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stuck_ends_by_its_watchdog(
+  home, undisturbed, tmp_path
+):
+  gang = Gang(home, tmp_path / 'run', 2, 1, faults=[(1, 'sleep:6:0')])
+  codes, outputs, _ = gang.wait()
+  assert multihost.STUCK in codes, outputs
+  stuck = outputs[codes.index(multihost.STUCK)]
+  assert 'nothing has happened for 16 s (train.watchdog=15)' in stuck
+  assert 'Thread 0x' in stuck
+  goes_on(home, tmp_path / 'run', undisturbed)
+
+
+@pytest.mark.slow
+def test_a_process_that_stops_for_a_while_is_waited_for(
+  home, undisturbed, tmp_path
+):
+  flags = ['--config.train.watchdog=60']
+  gang = Gang(home, tmp_path / 'run', 2, 1, flags, [(1, 'SIGSTOP:6:0')])
+  slow = gang.processes[1]
+  while (
+    'T' not in pathlib.Path(f'/proc/{slow.pid}/stat').read_text().split()[2]
+  ):
+    time.sleep(0.1)
+  time.sleep(20)
+  slow.send_signal(signal.SIGCONT)
+  codes, outputs, _ = gang.wait()
+  assert codes == [0, 0], outputs
+  assert losses(tmp_path / 'run') == losses(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('who', [(0,), (0, 1)])
+def test_sigterm_saves_the_same_step_everywhere(
+  home, undisturbed, tmp_path, who
+):
+  """Twice in a row, to one process or to all of them."""
+  workdir, saved = tmp_path / 'run', [0]
+  for step in (3, 2) if len(who) > 1 else (3,):
+    faults = [(index, f'SIGTERM:{step}:0.3') for index in who]
+    codes, outputs, _ = Gang(home, workdir, 2, 1, faults=faults).wait()
+    assert codes == [multihost.PREEMPTED] * 2, outputs
+    text = ' '.join(outputs[0].split())
+    assert 'Terminated: step' in text
+    saved.append(int(text.split('Terminated: step')[1].split()[0]))
+  assert sorted(saved) == saved and saved[-1] < STEPS
+  outputs = goes_on(home, workdir, undisturbed)
+  assert f'checkpoint of step {saved[-1]}' in outputs[0]
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_in_the_newest_checkpoint(home, undisturbed, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(undisturbed, workdir)
+  files = [
+    p
+    for p in (workdir / 'checkpoints' / str(STEPS)).rglob('d/*')
+    if p.is_file()
+  ]
+  largest = max(files, key=lambda p: p.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+  outputs = goes_on(home, workdir, undisturbed)
+  assert f'Refused the checkpoint of step {STEPS}' in outputs[0]
+  assert f'Going on from the checkpoint of step {STEPS - EVERY}' in outputs[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('processes', 'devices', 'axes'),
+  [(1, 8, (1, 8, 1, 1)), (1, 1, (1, 1, 1, 1)), (4, 2, (2, 2, 1, 2))],
+)
+def test_a_run_moves_to_another_mesh(home, tmp_path, processes, devices, axes):
+  first, moved = home / 'two_by_four', tmp_path / 'run'
+  if not first.exists():
+    run(home, first, 2, 4, sizes(2, 2, 2, 1))
+  shutil.copytree(first, moved)
+  for step in range(EVERY + 1, STEPS + 1):
+    shutil.rmtree(moved / 'checkpoints' / str(step), ignore_errors=True)
+  outputs = run(home, moved, processes, devices, sizes(*axes))
+  assert f'Going on from the checkpoint of step {EVERY}' in outputs[0]
+  found, expected = losses(moved), losses(first)
+  assert list(found) == list(expected)
+  for step, loss in expected.items():
+    assert found[step] == pytest.approx(loss, rel=1e-5), step
+
+
+def test_distributed_that_cannot_be_read():
+  for text in ('on', 'host:1,2', 'host,2,0', 'host:1,2,2', 'host:1,a,b'):
+    with pytest.raises(ValueError, match="must be 'off', 'auto' or"):
+      multihost.start(text)

@@ -164,6 +164,10 @@ def base_config() -> ml_collections.ConfigDict:
   train.checkpoint_every = 50
   # Newest checkpoints kept.
   train.keep = 3
+  # Beside them, every checkpoint of a multiple of so many steps (0: none), and
+  # so many of the lowest held-out loss, where it was evaluated at their step.
+  train.keep_every = 0
+  train.keep_best = 0
   # Batches of one evaluation.
   train.eval_batches = 16
 
@@ -367,6 +371,9 @@ def _validate(config):
   for path in _POSITIVE:
     if _get(config, path) < 1:
       raise ValueError(f'{path}={_get(config, path)} must be at least 1.')
+  for path in ('train.keep_every', 'train.keep_best', 'train.watchdog'):
+    if _get(config, path) < 0:
+      raise ValueError(f'{path}={_get(config, path)} must not be negative.')
   model, titans = config.model, config.model.titans
   if model.width % model.num_heads:
     near = [n for n in range(1, model.width + 1) if model.width % n == 0]

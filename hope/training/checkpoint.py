@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from hope.training import manifest
 from hope.training import workdir as workdir_lib
@@ -107,6 +108,10 @@ def _one_line(error: BaseException) -> str:
   return text if len(text) <= 300 else text[:300] + '...'
 
 
+def _loss(metrics: dict[str, float]) -> float:
+  return metrics['loss']
+
+
 class Checkpointer:
   """Saves and restores the state of a run; a context manager.
 
@@ -118,6 +123,8 @@ class Checkpointer:
     directory: str | os.PathLike[str],
     *,
     keep: int,
+    keep_every: int = 0,
+    keep_best: int = 0,
     config_fingerprint: str = '',
   ):
     """Opens a directory of checkpoints; it is made if it does not exist.
@@ -126,6 +133,9 @@ class Checkpointer:
       directory: Where the checkpoints are; shared by all processes.
       keep: Newest checkpoints kept, at least 1. With 1 there is nothing to go
         back to when it is damaged.
+      keep_every: Steps; a checkpoint of a multiple of them is kept for ever. 0:
+        none is.
+      keep_best: Checkpoints of the lowest loss that are kept as well.
       config_fingerprint: Kept in every checkpoint; one written with another
         is not restored. See `workdir.config_fingerprint`.
 
@@ -140,10 +150,24 @@ class Checkpointer:
     self._current: int | None = None
     self._refused: list[int] = []
     self._prepared = False
+    kept: list[Any] = [policies.LatestN(keep)]
+    if keep_every:
+      kept.append(policies.EveryNSteps(keep_every))
+    if keep_best:
+      kept.append(
+        policies.BestN(
+          get_metric_fn=_loss,
+          reverse=True,
+          n=keep_best,
+          keep_checkpoints_without_metrics=False,
+        )
+      )
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, single_host_load_and_broadcast=True
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+        best_fn=_loss if keep_best else None,
+        single_host_load_and_broadcast=True,
       ),
       item_names=('state', 'meta'),
     )
@@ -166,6 +190,7 @@ class Checkpointer:
     *,
     data_state: dict[str, Any],
     extra: dict[str, Any] | None = None,
+    loss: float | None = None,
   ) -> bool:
     """Starts to save a checkpoint, after the one before is written.
 
@@ -178,6 +203,7 @@ class Checkpointer:
       state: A pytree of jax arrays.
       data_state: Position in the data; JSON, the same in every process.
       extra: Anything else; JSON, the same in every process.
+      loss: Of the held-out data, the same in every process; None: unknown.
 
     Returns:
       False if this step is the one saved or restored last: it is on disk.
@@ -215,6 +241,7 @@ class Checkpointer:
           state=ocp.args.StandardSave(arrays),
           meta=ocp.args.JsonSave(meta),
         ),
+        metrics=None if loss is None else {'loss': loss},
         force=True,
       )
     self._current = step
@@ -389,5 +416,7 @@ def open_checkpoints(
   return Checkpointer(
     epath.Path(workdir) / 'checkpoints',
     keep=config.train.keep,
+    keep_every=config.train.keep_every,
+    keep_best=config.train.keep_best,
     config_fingerprint=workdir_lib.config_fingerprint(config.to_dict()),
   )

@@ -156,6 +156,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
       progress.note(f'Going on from the checkpoint of step {start}.')
     pending: tuple[int, Any, Any] | None = None
     result: dict[str, float] | None = None
+    evaluated = start
 
     def settle() -> None:
       """Looks at the metrics of the step dispatched before."""
@@ -188,6 +189,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
         pending = None
         with progress.pause('evaluation'), watchdog.patient():
           result = _evaluate(evaluate, state.params, heldout, bytes_per_token)
+        evaluated = number
         writer.write(number, 'eval', result | {'tokens': number * tokens})
         progress.note(
           f'held out at step {number}: '
@@ -198,7 +200,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
         pending = None
         with progress.pause('checkpoint'), watchdog.patient():
           position = data_lib.join_states(multihost.gather(train.get_state()))
-          checkpoints.save(number, state, data_state=position)
+          checkpoints.save(
+            number,
+            state,
+            data_state=position,
+            loss=result['loss'] if result and number == evaluated else None,
+          )
       if stop:
         with watchdog.patient():
           checkpoints.wait()

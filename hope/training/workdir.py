@@ -19,6 +19,8 @@ RESUMABLE_FIELDS = (
   'train.eval_every',
   'train.checkpoint_every',
   'train.keep',
+  'train.keep_every',
+  'train.keep_best',
   'train.watchdog',
   'data.read_ahead',
   'mesh.',

@@ -4,6 +4,7 @@ The stub does what the files in its workdir say, so that a test can end, kill
 and stop processes one by one. It tells of itself in started-INDEX-PID.
 """
 
+import importlib
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / 'launch'
 sys.path.insert(0, str(LAUNCH))  # launch/ is no package
+pod = importlib.import_module('pod')
 
 CONFIG = 'experiments/smoke.py'
 

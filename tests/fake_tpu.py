@@ -108,9 +108,10 @@ else:
   sys.exit(next(filter(None, codes), 0))
 """
 
+# As gcloud looks for it in the project's metadata: no comment.
 KEY = (
   'ssh-ed25519 '
-  'AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f fake'
+  'AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f'
 )
 
 
@@ -174,7 +175,7 @@ class FakeTpu:
       path.chmod(0o755)
     (self.directory / 'key').write_text('not a key\n')
     (self.directory / 'key').chmod(0o600)
-    (self.directory / 'key.pub').write_text(f'{KEY}\n')
+    (self.directory / 'key.pub').write_text(f'{KEY} fake\n')
 
   def pod(self, *options, name='r1', worker=None, install='true', flags=()):
     """Starts launch/pod.py tpu-vm against this cloud.

@@ -220,6 +220,7 @@ def test_interrupted_attached_halted_deleted(make_cloud, client):
   assert pod_cases.finish(cloud.pod('--action=delete'))[0] == 2
 
 
+@pytest.mark.slow
 def test_attaching_to_what_was_halted_goes_on(make_cloud):
   cloud = make_cloud(workers=2)
   process = cloud.pod()
@@ -231,6 +232,7 @@ def test_attaching_to_what_was_halted_goes_on(make_cloud):
   train_to_the_end(cloud, process)
 
 
+@pytest.mark.slow
 def test_logs_are_shown_until_the_end(make_cloud):
   cloud = make_cloud(workers=1)
   process = cloud.pod()

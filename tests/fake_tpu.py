@@ -123,6 +123,7 @@ class FakeTpu:
       looked at; the last one stays.
     refusal: (HTTP code, status, message) for what is asked for; None grants it.
     failure: google.rpc.Status of a resource that is FAILED.
+    can_delete: Whether a deletion is granted.
     resources: The queued resources by name, as the API gives them.
     requests: (method, path) of all requests.
   """
@@ -135,6 +136,7 @@ class FakeTpu:
     self.states = ['WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE']
     self.refusal = None
     self.failure = None
+    self.can_delete = True
     self.resources = {}
     self.requests = []
     self._left = {}
@@ -277,6 +279,8 @@ class FakeTpu:
       return 200, {**done, 'response': self.resources[name]}
     if '/nodes/' in path or name not in self.resources:
       return _error(*missing)
+    if method == 'DELETE' and not self.can_delete:
+      return _error(403, 'PERMISSION_DENIED', 'No deletion today')
     if method == 'DELETE':
       del self.resources[name]
       self._clear()

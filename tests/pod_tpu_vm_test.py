@@ -183,6 +183,16 @@ def test_a_worker_that_cannot_be_reached(make_cloud, client):
   assert not cloud.resources
 
 
+def test_what_cannot_be_deleted_is_said(make_cloud):
+  cloud = make_cloud(workers=1)
+  cloud.can_delete = False
+  pod_cases.write(cloud.workdir / 'exit-all', '0')
+  code, _, err = pod_cases.finish(cloud.pod())
+  assert code == 1
+  assert 'r1 could NOT be deleted and may cost money' in err
+  assert 'gcloud compute tpus queued-resources delete r1 --force' in err
+
+
 def test_an_installation_that_fails(make_cloud):
   cloud = make_cloud()
   process = cloud.pod(install='echo no wheels >&2; exit 3')

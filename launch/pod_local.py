@@ -220,7 +220,10 @@ def _free_port() -> int:
 def run(options: argparse.Namespace) -> int:
   """Runs the gang until it is done; returns its exit code."""
   events: queue.SimpleQueue = queue.SimpleQueue()
-  for number in (signal.SIGTERM, signal.SIGINT):
+  passed_on = [signal.SIGTERM, signal.SIGINT]
+  if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup does
+    passed_on.append(signal.SIGHUP)
+  for number in passed_on:
     signal.signal(number, lambda number, frame: events.put(Signal(number)))
   restarts = Restarts(options.max_restarts, options.reset_seconds)
   noticed = None

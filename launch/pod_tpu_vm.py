@@ -45,7 +45,8 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     options: The flags.
     argv: The command line, to tell how to go on after Ctrl-C.
   """
-  signal.signal(signal.SIGTERM, _interrupt)
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, _interrupt)
   with tempfile.TemporaryDirectory(prefix='hope-pod-') as scratch:
     try:
       return _act(pod_gcloud.resolve(options), scratch)

@@ -33,12 +33,16 @@ is_alive() {
 # Kills what holds the chips, and removes the lock that it leaves: libtpu lets
 # one process in.
 release_devices() {
-  local devices=()
+  local devices=() code=0
   shopt -s nullglob
   devices=(/dev/accel[0-9]* /dev/vfio/[0-9]*)
   shopt -u nullglob
   ((${#devices[@]})) || return 0
-  sudo -n fuser --silent --kill -KILL "${devices[@]}" || true  # 1: no holder
+  sudo -n fuser --silent --kill -KILL "${devices[@]}" || code=$?
+  if ((code > 1)); then  # 1: nobody holds them
+    echo 'error: fuser could not free the TPU; is psmisc installed?' >&2
+    return "$code"
+  fi
   sudo -n rm -f /tmp/libtpu_lockfile
 }
 

@@ -185,7 +185,10 @@ class FakeTpu:
     Args:
       options: Further flags of pod.py.
       name: Of the queued resource.
-      worker: The command that trains; None for the stub.
+      worker: The command that trains; None for the stub. It runs in a copy
+        of the checkout, with WORKER_INDEX in its environment; as there is no
+        cluster to ask, it has to put an address in place of
+        --distributed=auto if it is to be the real one.
       install: The command that makes the environment on a worker.
       flags: Flags of the command that trains.
     """

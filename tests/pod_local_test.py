@@ -96,7 +96,9 @@ def test_restarts_are_counted_in_a_row():
   assert allowed == [True, True, True, True, False]
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  'number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+)
 def test_a_signal_is_passed_on_and_all_save(gang, number):
   supervisor, workdir = gang(2)
   pod_cases.started(workdir, 2)

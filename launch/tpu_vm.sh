@@ -105,7 +105,7 @@ halt() {
 }
 
 logs() {
-  tail --lines="$1" --pid="$(<run/keeper)" -F run/log
+  tail --lines="$1" --pid="$(<run/keeper)" --sleep-interval=0.2 -F run/log
 }
 
 last() {

@@ -26,7 +26,7 @@ TPU_VM = (
   '--accelerator-type=v5litepod-256',
 )
 GKE = (
-  *('gke', '--cluster=c', '--project=p', '--zone=z'),
+  *('gke', '--cluster=c', '--project=p', '--zone=us-west4-a'),
   *('--tpu-type=v5litepod-256', '--image=gcr.io/p/hope', '--name=r1'),
 )
 SLURM = ('slurm', '--nodes=2', '--gpus-per-node=8', '--time=24:00:00')
@@ -124,7 +124,8 @@ def test_tpu_vm_actions_need_no_config(action, last):
 def test_gke():
   (command,) = plan(GKE, '--slices=2').commands
   assert command.argv == (
-    *('xpk', 'workload', 'create', '--cluster=c', '--project=p', '--zone=z'),
+    *('xpk', 'workload', 'create', '--cluster=c', '--project=p'),
+    '--zone=us-west4-a',
     *('--workload=r1', '--tpu-type=v5litepod-256', '--num-slices=2'),
     *('--docker-image=gcr.io/p/hope', '--max-restarts=10'),
     '--restart-on-exit-codes=42,75,83',

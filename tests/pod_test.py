@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -259,13 +260,20 @@ def test_shell_is_clean(tmp_path):
   assert result.returncode == 0, result.stdout
 
 
-def make_venv(directory, *requirements):
+@pytest.fixture
+def make_venv(tmp_path):
   """Makes an environment of its own; returns its interpreter."""
-  subprocess.run([sys.executable, '-m', 'venv', directory], check=True)
-  python = directory / 'bin/python'
-  install = [python, '-m', 'pip', 'install', '--quiet', *requirements]
-  subprocess.run(install, check=True)
-  return python
+  directory = tmp_path / 'venv'
+
+  def make(*requirements):
+    subprocess.run([sys.executable, '-m', 'venv', directory], check=True)
+    python = directory / 'bin/python'
+    install = [python, '-m', 'pip', 'install', '--quiet', *requirements]
+    subprocess.run(install, check=True)
+    return python
+
+  yield make
+  shutil.rmtree(directory, ignore_errors=True)  # it is large
 
 
 def paths_of(value, path=()):
@@ -310,13 +318,13 @@ print(sky.Task.from_yaml_config(config, [('WORKDIR', 'gs://b/run')]).run)
 
 
 @pytest.mark.slow
-def test_xpk_takes_the_command(tmp_path):
+def test_xpk_takes_the_command(tmp_path, make_venv):
   """The JobSet that xpk would apply has what was asked for.
 
   Installs xpk from the package index, in an environment of its own.
   """
   checkers = ('kubeflow-trainer-api', 'kubernetes-validate', 'pyyaml')
-  python = make_venv(tmp_path / 'xpk', 'xpk', *checkers)
+  python = make_venv('xpk', *checkers)
   (command,) = plan(GKE).commands
   manifest = tmp_path / 'out.yaml'
   dry = ['--dry-run', '--skip-validation', f'--output-manifest-file={manifest}']
@@ -345,9 +353,9 @@ def test_xpk_takes_the_command(tmp_path):
 
 
 @pytest.mark.slow
-def test_skypilot_takes_the_example(tmp_path):
+def test_skypilot_takes_the_example(tmp_path, make_venv):
   """Installs skypilot from the package index, in an environment of its own."""
-  python = make_venv(tmp_path / 'sky', 'skypilot[gcp]')
+  python = make_venv('skypilot[gcp]')
   path = pod_cases.ROOT / 'launch/skypilot.yaml'
   result = subprocess.run(
     [python, '-c', CHECK_TASK, path],

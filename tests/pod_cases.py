@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -131,3 +132,19 @@ def finish(process, seconds=120):
   """Returns (exit code, standard output, standard error)."""
   out, err = process.communicate(timeout=seconds)
   return process.returncode, out, err
+
+
+def children(pid):
+  """The ids of a process's children."""
+  path = pathlib.Path(f'/proc/{pid}/task/{pid}/children')
+  return [int(child) for child in path.read_text().split()]
+
+
+def command_line(pid):
+  """How a process was started."""
+  return pathlib.Path(f'/proc/{pid}/cmdline').read_bytes().decode()
+
+
+def kill(pid):
+  """kill -9."""
+  os.kill(pid, signal.SIGKILL)

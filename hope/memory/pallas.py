@@ -22,13 +22,14 @@ from typing import Any
 import jax
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from hope.memory import rule
 
+# Axes of a mesh that sequences are split over, where it has them.
+SEQUENCE_AXES = ('data',)
 _TINY = 1e-30
 # Of 128 MiB on v5e and v6e and 64 MiB on v5p.
 _VMEM_BYTES = 48 * 2**20
@@ -362,29 +363,22 @@ def _call(kernel, name, count, reverse, args, leads, out, out_leads):
       tpu=lambda *lists: call()(*lists),
     )
 
-  return _per_device(run, [x for xs in args for x in xs], shapes[len(args) :])
+  return _per_device(run, [x for xs in args for x in xs])
 
 
-def _per_device(run, args, out):
-  """Calls run(*args), each device with its own sequences and heads."""
-
-  def partition(mesh, given, wanted):
-    lead = NamedSharding(mesh, PartitionSpec(*given[0].sharding.spec[:2]))
-    shardings = jax.tree.map(lambda _: lead, (wanted, tuple(given)))
-    return mesh, run, *shardings
-
-  others = []
-
-  def dimensions(x):
-    own = [f'd{len(others) + k}' for k in range(x.ndim - 2)]
-    others.extend(own)
-    return ' '.join(['b', 'n', *own])
-
-  of = lambda xs: ', '.join(map(dimensions, xs))
-  run_each = custom_partitioning(run)
-  run_each.def_partition(
-    partition,
-    sharding_rule=f'{of(args)} -> {of(jax.tree.leaves(out))}',
-    need_replication_factors=tuple(others),
-  )
-  return run_each(*args)
+def _per_device(run, args):
+  """Calls run(*args), each device of a mesh with its own sequences."""
+  meshes = [jax.typeof(x).sharding.mesh for x in args]
+  mesh = next((mesh for mesh in meshes if not mesh.empty), None)
+  if mesh is None or mesh.size == 1:
+    return run(*args)
+  axes, count = [], args[0].shape[0]
+  for axis in SEQUENCE_AXES:
+    size = mesh.shape.get(axis, 1)
+    if size > 1 and count % size == 0:
+      axes.append(axis)
+      count //= size
+  spec = PartitionSpec(tuple(axes))
+  return jax.shard_map(
+    run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+  )(*args)

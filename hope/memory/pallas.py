@@ -16,7 +16,7 @@ a program is lowered for decides, not the machine that lowers it.
 
 from collections.abc import Callable
 import functools
-import itertools
+import math
 from typing import Any
 
 import jax
@@ -77,8 +77,10 @@ def decays(
   end_start, end_keep = jnp.exp(total), jnp.exp(total - column)
   if beta is None:
     return rule.Decays(
-      *(start, keep, keep, None), *(end_start, end_keep, end_keep, None),
-      None, None,
+      *(start, keep, keep, None),
+      *(end_start, end_keep, end_keep, None),
+      None,
+      None,
     )
   _, column, row, total = sums(beta)
   through = table(j <= t, column, row)
@@ -98,16 +100,30 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def invert_unit_lower(lower: jax.Array) -> jax.Array:
-  """`solve.invert_unit_lower` by masks: whole matrices, no slices.
+  """`solve.invert_unit_lower` by masks: whole matrices, no odd slices.
 
-  With X the inverse of the diagonal blocks of s rows and M what is to the left
-  of every second of them, X - X M X is that of the blocks of 2 s rows.
+  Diagonal blocks of 8 rows by forward substitution. With X the inverse of the
+  diagonal blocks of s rows and M what is to the left of every second of them,
+  X - X M X is that of the blocks of 2 s rows.
+
+  Args:
+    lower: [..., c, c], strictly lower triangular, c a multiple of 8.
   """
+  c = lower.shape[-1]
   t, j = _places(lower.shape)
   apart = t ^ j
-  inverse = jnp.where(apart == 0, 1.0, jnp.where(apart == 1, -lower, 0.0))
-  size = 2
-  while size < lower.shape[-1]:
+  rows = lambda x: x.reshape(*x.shape[:-2], c // 8, 8, c)
+  inverse = rows(jnp.where(apart == 0, 1.0, 0.0).astype(lower.dtype))
+  near = jnp.where(apart < 8, lower, 0)
+  for s in range(7):
+    column = jnp.where((j & 7) == s, near, 0)
+    column = jnp.sum(column, axis=-1, keepdims=True)
+    inverse -= (
+      column.reshape(*inverse.shape[:-1], 1) * inverse[..., s : s + 1, :]
+    )
+  inverse = inverse.reshape(lower.shape)
+  size = 8
+  while size < c:
     left = (apart >= size) & (apart < 2 * size)
     middle = jnp.where(left, lower, 0)
     inverse -= _matmul(inverse, _matmul(middle, inverse))
@@ -237,44 +253,43 @@ def _write(refs, values):
     ref[...] = value
 
 
-def _at_first(refs, values):
-  """Fills refs at a head's first step; values: refs, or None for zeros."""
+def _at_first(refs, start):
+  """Fills refs at a head's first step; start: refs, or None for zeros."""
 
   @pl.when(pl.program_id(2) == 0)
   def _():
-    if values is None:
-      _write(refs, [jnp.zeros(ref.shape, ref.dtype) for ref in refs])
-    else:
-      _write(refs, _read(values))
+    for j, ref in enumerate(refs):
+      ref[...] = jnp.zeros_like(ref) if start is None else start[j][...]
 
 
 def _forward(body, consts, carry, xs, save):
   """(carry, ys, saved), saved the state before each block if `save`."""
-  count = xs[0].shape[2]
   one = lambda lead, xs: [
     jax.ShapeDtypeStruct(x.shape[lead:], x.dtype) for x in xs
   ]
   _, y = jax.eval_shape(body, one(2, consts), one(2, carry), one(3, xs), 0)
-  each = lambda xs: [
-    jax.ShapeDtypeStruct((*xs_lead, *x.shape), x.dtype) for x in xs
+  each = lambda values: [
+    jax.ShapeDtypeStruct((*xs[0].shape[:3], *v.shape), v.dtype) for v in values
   ]
-  xs_lead = xs[0].shape[:3]
-  out = (carry, each(y), each(one(2, carry)) if save else [])
 
   def kernel(consts, start, x, now, y, saved):
     _at_first(now, start)
     before = _read(now)
     if save:
       _write(saved, before)
-    after, values = body(
-      _read(consts), before, _read(x), pl.program_id(2)
-    )
+    after, values = body(_read(consts), before, _read(x), pl.program_id(2))
     _write(now, after)
     _write(y, values)
 
   return _call(
-    kernel, 'memory_forward', count, False, (consts, carry, xs), (2, 2, 3),
-    out, (2, 3, 3),
+    kernel,
+    'memory_forward',
+    xs[0].shape[2],
+    False,
+    (consts, carry, xs),
+    (2, 2, 3),
+    (carry, each(y), each(one(2, carry)) if save else []),
+    (2, 3, 3),
   )
 
 
@@ -295,9 +310,14 @@ def _backward(body, consts, saved, xs, carry_bar, y_bar):
     _write(x_bar, bars[2])
 
   return _call(
-    kernel, 'memory_backward', count, True,
-    (consts, saved, xs, carry_bar, y_bar), (2, 3, 3, 2, 3),
-    (consts, carry_bar, xs), (2, 2, 3),
+    kernel,
+    'memory_backward',
+    count,
+    True,
+    (consts, saved, xs, carry_bar, y_bar),
+    (2, 3, 3, 2, 3),
+    (consts, carry_bar, xs),
+    (2, 2, 3),
   )
 
 
@@ -316,11 +336,6 @@ def _call(kernel, name, count, reverse, args, leads, out, out_leads):
     out_leads: for each of these lists, as `leads`.
   """
 
-  sizes = [len(xs) for xs in args]
-  shapes = [
-    [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in xs] for xs in (*args, *out)
-  ]
-
   def spec(x, lead):
     rest = x.shape[lead:]
 
@@ -330,55 +345,48 @@ def _call(kernel, name, count, reverse, args, leads, out, out_leads):
 
     return pl.BlockSpec((*(None,) * lead, *rest), index)
 
-  specs = [
-    [spec(x, lead) for x in xs]
-    for xs, lead in zip(shapes, (*leads, *out_leads), strict=True)
-  ]
+  def specs(lists, leads):
+    return [
+      [spec(x, lead) for x in xs] for xs, lead in zip(lists, leads, strict=True)
+    ]
 
-  def run(*flat):
+  def run(*args):
     """The kernel on as many sequences and heads as there are here."""
-    here = flat[0].shape[:2]
+    here = next(x for xs in args for x in xs).shape[:2]
     like = lambda x: jax.ShapeDtypeStruct((*here, *x.shape[2:]), x.dtype)
     call = functools.partial(
       pl.pallas_call,
       kernel,
       grid=(*here, count),
-      in_specs=specs[: len(args)],
-      out_specs=specs[len(args) :],
-      out_shape=[[like(x) for x in xs] for xs in shapes[len(args) :]],
+      in_specs=specs(args, leads),
+      out_specs=specs(out, out_leads),
+      out_shape=[[like(x) for x in xs] for xs in out],
       compiler_params=pltpu.CompilerParams(
         dimension_semantics=('parallel', 'parallel', 'arbitrary'),
         vmem_limit_bytes=_VMEM_BYTES,
       ),
       name=name,
     )
-    ends = list(itertools.accumulate(sizes))
-    lists = [
-      list(flat[end - size : end])
-      for end, size in zip(ends, sizes, strict=True)
-    ]
     return lax.platform_dependent(
-      *lists,
-      cpu=lambda *lists: call(interpret=True)(*lists),
-      tpu=lambda *lists: call()(*lists),
+      *args,
+      cpu=lambda *args: call(interpret=True)(*args),
+      tpu=lambda *args: call()(*args),
     )
 
-  return _per_device(run, [x for xs in args for x in xs])
+  return _per_device(run, args)
 
 
 def _per_device(run, args):
   """Calls run(*args), each device of a mesh with its own sequences."""
-  meshes = [jax.typeof(x).sharding.mesh for x in args]
+  leaves = jax.tree.leaves(args)
+  meshes = [jax.typeof(x).sharding.mesh for x in leaves]
   mesh = next((mesh for mesh in meshes if not mesh.empty), None)
   if mesh is None or mesh.size == 1:
     return run(*args)
-  axes, count = [], args[0].shape[0]
-  for axis in SEQUENCE_AXES:
-    size = mesh.shape.get(axis, 1)
-    if size > 1 and count % size == 0:
-      axes.append(axis)
-      count //= size
-  spec = PartitionSpec(tuple(axes))
+  axes = tuple(axis for axis in SEQUENCE_AXES if axis in mesh.shape)
+  if leaves[0].shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+    axes = ()  # every device computes all of them, as XLA would
+  spec = PartitionSpec(axes)
   return jax.shard_map(
     run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
   )(*args)

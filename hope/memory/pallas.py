@@ -100,33 +100,37 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def invert_unit_lower(lower: jax.Array) -> jax.Array:
-  """`solve.invert_unit_lower` by masks: whole matrices, no odd slices.
+  """`solve.invert_unit_lower` of whole rows, without odd slices.
 
-  Diagonal blocks of 8 rows by forward substitution. With X the inverse of the
-  diagonal blocks of s rows and M what is to the left of every second of them,
-  X - X M X is that of the blocks of 2 s rows.
+  Diagonal blocks of 8 rows by forward substitution, then merged two by two: of
+  every two, the second gets -Y M X on its left, for X and Y their inverses and
+  M what is on the left of the second.
 
   Args:
-    lower: [..., c, c], strictly lower triangular, c a multiple of 8.
+    lower: [..., c, c], strictly lower triangular; c a power of two, at least 8.
   """
-  c = lower.shape[-1]
+  *lead, c, _ = lower.shape
   t, j = _places(lower.shape)
   apart = t ^ j
-  rows = lambda x: x.reshape(*x.shape[:-2], c // 8, 8, c)
-  inverse = rows(jnp.where(apart == 0, 1.0, 0.0).astype(lower.dtype))
+  pairs = lambda x, size: x.reshape(*lead, -1, 2, size, c)
+  flat = lambda x: x.reshape(*lead, -1, c)
+  inverse = jnp.where(apart == 0, 1.0, 0.0).astype(lower.dtype)
+  inverse = inverse.reshape(*lead, -1, 8, c)
   near = jnp.where(apart < 8, lower, 0)
   for s in range(7):
     column = jnp.where((j & 7) == s, near, 0)
     column = jnp.sum(column, axis=-1, keepdims=True)
-    inverse -= (
-      column.reshape(*inverse.shape[:-1], 1) * inverse[..., s : s + 1, :]
-    )
-  inverse = inverse.reshape(lower.shape)
-  size = 8
+    column = column.reshape(*inverse.shape[:-1], 1)
+    inverse -= column * inverse[..., s : s + 1, :]
+  inverse, size = flat(inverse), 8
   while size < c:
-    left = (apart >= size) & (apart < 2 * size)
-    middle = jnp.where(left, lower, 0)
-    inverse -= _matmul(inverse, _matmul(middle, inverse))
+    left = jnp.where((apart >= size) & (apart < 2 * size), lower, 0)
+    left = pairs(left, size)[..., 1, :, :]
+    first, second = (pairs(inverse, size)[..., k, :, :] for k in (0, 1))
+    product = _matmul(flat(left), inverse).reshape(second.shape)
+    product = jnp.stack([jnp.zeros_like(product), product], axis=-3)
+    product = _matmul(flat(second), flat(product)).reshape(second.shape)
+    inverse = flat(jnp.stack([first, second - product], axis=-3))
     size *= 2
   return inverse
 
@@ -178,7 +182,7 @@ def scan(
     consts: tree of [b, n, ..., r, s].
     carry: tree of [b, n, ..., r, s].
     xs: tree of [b, n, t, s], t a multiple of `block`.
-    block: c, tokens of a block; a multiple of 8.
+    block: c, tokens of a block; a power of two, at least 8.
 
   Returns:
     (carry, ys): ys a tree of [b, n, t, s].

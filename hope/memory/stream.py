@@ -31,9 +31,9 @@ def check_kernel(kernel: str, chunk: int) -> None:
       f'kernel={kernel!r} is unknown; choose one of {", ".join(KERNELS)}.'
     )
   block = block_size(chunk)
-  if kernel == 'pallas' and block % 8:
+  if kernel == 'pallas' and (block < 8 or block & (block - 1)):
     raise ValueError(
-      f"kernel='pallas' computes blocks of a multiple of 8 tokens; chunks of "
+      f"kernel='pallas' computes blocks of 8, 16, 32 or 64 tokens; chunks of "
       f"{chunk} tokens have blocks of {block}. Try 64, or kernel='xla'."
     )
 

@@ -160,7 +160,8 @@ solve_unit_lower.defvjp(_solve_fwd, _solve_bwd)
 
 def _separate_dot(xs: list[jax.Array], ys: list[jax.Array]) -> jax.Array:
   """`Form.dot` as a sum of products."""
-  return sum(x @ y for x, y in zip(xs, ys, strict=True))
+  products = [x @ y for x, y in zip(xs, ys, strict=True)]
+  return functools.reduce(jnp.add, products)
 
 
 FORM = rule.Form(decays, solve_unit_lower, _separate_dot)
@@ -385,7 +386,7 @@ def _per_device(run, args):
   leaves = jax.tree.leaves(args)
   meshes = [jax.typeof(x).sharding.mesh for x in leaves]
   mesh = next((mesh for mesh in meshes if not mesh.empty), None)
-  if mesh is None or mesh.size == 1:
+  if mesh is None or mesh.size == 1 or mesh.manual_axes:
     return run(*args)
   axes = tuple(axis for axis in SEQUENCE_AXES if axis in mesh.shape)
   if leaves[0].shape[0] % math.prod(mesh.shape[axis] for axis in axes):

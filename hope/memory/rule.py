@@ -250,7 +250,10 @@ def chunk_update(
 
   Args and Returns: as `token_update`.
   """
-  column = lambda x: x if x is None or isinstance(x, float) else x[..., None]
+
+  def column(x: Any) -> Any:
+    return x if x is None or isinstance(x, float) else x[..., None]
+
   return decayed_update(
     kernel,
     trace,
@@ -309,7 +312,7 @@ def decayed_update(
     return form.dot(factors, held)
 
   change = decay.end_write * eta * g
-  stored = None
+  stored: Any = None
   if eps is not None:
     gram = jnp.einsum('...ti,...ji->...tj', u, u)
     stored = form.solve(row(eps) * decay.keep * gram, incoming(u, gram))

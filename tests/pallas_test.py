@@ -10,7 +10,14 @@ import sys
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from layer_cases import assert_same, inputs, jit, small_config, titans
+from layer_cases import (
+  assert_same,
+  inputs,
+  jit,
+  relative,
+  small_config,
+  titans,
+)
 import numpy as np
 import pytest
 
@@ -59,7 +66,10 @@ def test_decays_of_zero_are_zero(x64):
   assert_same(pallas.decays(alpha, alpha), rule.decays(alpha, alpha), 1e-12)
 
 
-@pytest.mark.parametrize('shape', [(2, 8, 8), (64, 64)])
+@pytest.mark.parametrize(
+  'shape',
+  [(2, 16, 16), pytest.param((64, 64), marks=pytest.mark.slow)],
+)
 def test_solve(x64, shape):
   rng = np.random.default_rng(0)
   lower = jnp.asarray(np.tril(rng.standard_normal(shape), -1)) / 4
@@ -85,10 +95,11 @@ def test_solve_of_identical_keys_in_float32():
 # ------------------------------------------------------------------- the layer
 
 
-def run(kernel, x, **options):
-  """(y, state) and gradients, by parameters and input, of a whole layer."""
+def run(kernel, x, params=None, **options):
+  """(gradients by parameters and input, (y, state)) of a whole layer."""
   layer = titans(x.shape[-1], kernel=kernel, dtype=x.dtype, **options)
-  graph, params = nnx.split(layer)
+  graph, own = nnx.split(layer)
+  params = own if params is None else params
 
   @jit
   def compute(params, x):
@@ -140,7 +151,23 @@ def test_layer(x64, case):
 def test_layer_in_float32(chunk):
   x = inputs(1, 2 * chunk, 16)
   options = {'chunk_size': chunk, 'projection_chunk_size': chunk}
-  assert_forms_agree(x, BAR, **options)
+  _, params = nnx.split(titans(16, **options))
+  (*gradients,), (actual, expected) = zip(
+    *(run(kernel, x, params, **options) for kernel in ('pallas', 'xla')),
+    strict=True,
+  )
+  assert_same(actual, expected, BAR)
+  # Gradients are as close to those in float64 as those of the XLA form.
+  with jax.enable_x64(True):
+    wide = lambda tree: jax.tree.map(
+      lambda a: jnp.asarray(a, jnp.float64), tree
+    )
+    exact, _ = run('xla', wide(x), wide(params), **options)
+  error, usual = (
+    max(map(relative, jax.tree.leaves(g), jax.tree.leaves(exact)))
+    for g in gradients
+  )
+  assert error <= 2 * usual
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import math
 import ml_collections
 from ml_collections import config_dict
 
+from hope.memory.stream import KERNELS, check_kernel
 from hope.training.optimizer import RULES, parse_options
 
 
@@ -85,6 +86,10 @@ def base_config() -> ml_collections.ConfigDict:
   titans.eta_max = config_dict.placeholder(float)
   # Tokens that the causal depthwise convolution sees.
   titans.conv_width = 4
+  # What runs the memories over whole chunks: 'xla', or 'pallas', one kernel
+  # that keeps their state in a TPU's VMEM (interpreted, slowly, on a CPU).
+  # Decoding and prompts that do not fill a chunk are 'xla' with either.
+  titans.kernel = 'xla'
 
   model.attention = attention = ml_collections.ConfigDict()
   # Longest context that decoding keeps, in tokens. None: data.seq_len.
@@ -236,6 +241,7 @@ _CHOICES = {
   'model.titans.anchor': ('initial', 'zero'),
   'model.titans.read': ('token', 'chunk'),
   'model.titans.mix': ('dense', 'none'),
+  'model.titans.kernel': KERNELS,
   'model.cms.mode': ('outer', 'in_context'),
   'model.cms.variant': ('sequential', 'independent'),
   'model.cms.objective': ('l2', 'dot'),
@@ -389,6 +395,15 @@ def _validate(config):
       f'titans.projection_chunk_size={titans.projection_chunk_size}: one must '
       f'divide the other; try {large} for both.'
     )
+  if model.mixer == 'titans':
+    for field in ('chunk_size', 'projection_chunk_size'):
+      check_kernel(titans.kernel, titans[field])
+    if titans.kernel == 'pallas' and config.data.seq_len % large:
+      raise ValueError(
+        f"titans.kernel='pallas' runs whole chunks: data.seq_len="
+        f'{config.data.seq_len} is not a multiple of {large}; try '
+        f"{-(-config.data.seq_len // large) * large}, or kernel='xla'."
+      )
   if titans.hidden_multiple < 0:
     raise ValueError(
       f'titans.hidden_multiple={titans.hidden_multiple} must be 0 (linear) or '

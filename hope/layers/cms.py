@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
-from hope.memory import mlp, rule, stream
+from hope.memory import mlp, stream
 from hope.parallel import rules
 
 
@@ -115,11 +115,11 @@ class InContextLevel(nnx.Module):
     gates = jax.nn.sigmoid(at_least_float32(self.gates(z)))
     base = mlp.spread(self._kernels(), x.shape[0])
 
-    def body(start, now, trace, block, valid):
+    def body(base, start, now, trace, block, valid, form):
       z, k, v, gates = block
-      eta = gates[..., 0] / (self.period * width)
+      eta = gates[..., :1] / (self.period * width)
       if valid is not None:
-        eta = jnp.where(valid, eta, 0)
+        eta = jnp.where(valid[:, None], eta, 0)
       new, trace, _ = mlp.learn(
         base,
         start,
@@ -128,7 +128,7 @@ class InContextLevel(nnx.Module):
         k,
         (v[..., None, :, :],),
         mlp.Rates(
-          eta, eta, rule.decays(gates[..., 1], None, valid), True, None
+          eta, eta, form.decays(gates[..., 1:], None, valid), True, None, form
         ),
         self.objective,
         residual=False,
@@ -144,7 +144,12 @@ class InContextLevel(nnx.Module):
       one_head(gates),
     )
     memory, position, y = stream.run(
-      body, state.memory, position, rules.constrain(xs, 'level'), self.period
+      body,
+      base,
+      state.memory,
+      position,
+      rules.constrain(xs, 'level'),
+      self.period,
     )
     return y[:, :, 0].astype(x.dtype), LevelState(memory, position)
 

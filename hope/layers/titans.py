@@ -38,7 +38,7 @@ from hope.layers.convolution import CausalConvolution
 from hope.layers.dense import dot_general
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
-from hope.memory import mlp, rule, stream
+from hope.memory import mlp, stream
 from hope.memory.objectives import bound_norm
 from hope.parallel import rules
 
@@ -64,6 +64,7 @@ class TitansOptions:
   mix: str = 'dense'
   eta_max: float | None = None
   conv_width: int = 4
+  kernel: str = 'xla'
 
 
 class TitansState(NamedTuple):
@@ -118,6 +119,8 @@ class SelfReferentialTitans(nnx.Module):
     dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
   ):
+    for chunk in (options.chunk_size, options.projection_chunk_size):
+      stream.check_kernel(options.kernel, chunk)
     self.options, self.num_heads, self.dtype = options, num_heads, dtype
     d = width // num_heads
     f = d * options.hidden_multiple
@@ -233,7 +236,7 @@ class SelfReferentialTitans(nnx.Module):
     beta = None
     if options.momentum:
       beta = rules.constrain(self.beta(x), 'heads')
-      beta = 0.95 * jax.nn.sigmoid(at_least_float32(beta))
+      beta = 0.95 * jax.nn.sigmoid(at_least_float32(beta))[..., None]
     sources = (heads(x_q), heads(x_k), heads(x_v), beta)
 
     projected, projections, position = self._project(sources, state)
@@ -243,7 +246,7 @@ class SelfReferentialTitans(nnx.Module):
     return y, TitansState(conv, projections, position, memory, memory_position)
 
   def _generate(self, kernels, biases, x):
-    """q, k, v, eta, alpha of some tokens: [.., c, d], and [.., c] for gates.
+    """q, k, v, eta, alpha of some tokens: [.., c, d], and [.., c, 1] for gates.
 
     eta is in (0, 1): the bound is applied where a memory learns.
     """
@@ -254,8 +257,8 @@ class SelfReferentialTitans(nnx.Module):
     q = one(1, x_q)[..., 0, :, :] if self.options.q_memory else x_q
     k, gates = mlp.forward(mlp.select(kernels, wide - 1, wide + 2), x_k)
     k = k[..., 0, :, :]
-    gates = jax.nn.sigmoid(gates[..., 0] + biases[..., None])
-    eta, alpha = gates[..., 0, :], gates[..., 1, :]
+    gates = jax.nn.sigmoid(gates + biases)
+    eta, alpha = gates[..., 0, :, :], gates[..., 1, :, :]
     if not self.options.retention:
       alpha = jnp.ones_like(alpha)
     return l2_normalize(q), l2_normalize(k), l2_normalize(v), eta, alpha
@@ -269,37 +272,47 @@ class SelfReferentialTitans(nnx.Module):
       return targets
     return tuple(bound_norm(x, bound) for x in targets)
 
-  def _rates(self, eta, alpha, beta, rate, eta_max, valid) -> mlp.Rates:
-    eta = eta_max * eta
+  def _spread_rate(self, rate: nnx.Param, batch: int):
+    """Rates in (0, 1) of the two layers, [b, n, 1, 1] each."""
+    rate = mlp.spread(jax.nn.sigmoid(rate[...])[..., None, None], batch)
+    return rate[:, 0], rate[:, 1]
+
+  def _rates(self, eta, alpha, beta, rate, chunk, valid, form) -> mlp.Rates:
+    eta = self.eta_max(chunk) * eta
     if beta is not None:
       eta *= 1 - beta
     if valid is not None:
-      eta = jnp.where(valid, eta, 0)
-    rate = jax.nn.sigmoid(rate)[..., None]
+      eta = jnp.where(valid[:, None], eta, 0)
     return mlp.Rates(
-      eta * rate[:, 0],
-      eta * rate[:, 1],
-      rule.decays(alpha, beta, valid),
+      eta * rate[0],
+      eta * rate[1],
+      form.decays(alpha, beta, valid),
       self.options.erase,
       self.options.error_max,
+      form,
     )
 
   def _project(self, sources, state: TitansState):
     """Runs the memories that generate; returns (projected, state, position)."""
     kernels, batch = self._generators(), sources[0].shape[0]
     biases = jnp.stack([self.eta_bias[...], self.alpha_bias[...]], axis=-1)
+    biases = biases[..., None, None]
     if not self.options.self_modifying:
       block = jax.tree.map(lambda z: jnp.moveaxis(z, 2, 1), sources)
       ys = self._generate(kernels, biases, block)
       return jax.tree.map(lambda z: jnp.moveaxis(z, 1, 2), ys), (), jnp.int32(0)
     chunk = self.options.projection_chunk_size
-    base, eta_max = self._anchor(kernels, batch), self.eta_max(chunk)
-    biases, rate = mlp.spread((biases, self.projection_rate[...]), batch)
+    consts = (
+      self._anchor(kernels, batch),
+      mlp.spread(biases, batch),
+      self._spread_rate(self.projection_rate, batch),
+    )
 
-    def body(start, now, trace, x, valid):
+    def body(consts, start, now, trace, x, valid, form):
+      base, biases, rate = consts
       frozen = mlp.add(base, start)
       q, k, v, eta, alpha = self._generate(frozen, biases, x)
-      rates = self._rates(eta, alpha, x[3], rate, eta_max, valid)
+      rates = self._rates(eta, alpha, x[3], rate, chunk, valid, form)
       targets = self._targets(frozen, v)
       new, new_trace, _ = mlp.learn(
         base, start, now, trace, k, targets, rates, self.options.objective
@@ -307,18 +320,27 @@ class SelfReferentialTitans(nnx.Module):
       return new, new_trace, (q, k, v, eta, alpha)
 
     new, position, ys = stream.run(
-      body, state.projections, state.projection_position, sources, chunk
+      body,
+      consts,
+      state.projections,
+      state.projection_position,
+      sources,
+      chunk,
+      self.options.kernel,
     )
     return rules.constrain(ys, 'heads'), new, position
 
   def _remember(self, projected, beta, state: TitansState):
     """Runs `memory`; returns (reads [b, t, n, d], state, position)."""
     options, chunk = self.options, self.options.chunk_size
-    batch, eta_max = projected[0].shape[0], self.eta_max(chunk)
-    base = self._anchor(self.memory.kernels(), batch)
-    rate = mlp.spread(self.memory_rate[...], batch)
+    batch = projected[0].shape[0]
+    consts = (
+      self._anchor(self.memory.kernels(), batch),
+      self._spread_rate(self.memory_rate, batch),
+    )
 
-    def body(start, now, trace, x, valid):
+    def body(consts, start, now, trace, x, valid, form):
+      base, rate = consts
       (q, k, v, eta, alpha), beta = x
       frozen = mlp.add(base, start)
       targets = (v[..., None, :, :],)
@@ -331,7 +353,7 @@ class SelfReferentialTitans(nnx.Module):
         trace,
         k,
         targets,
-        self._rates(eta, alpha, beta, rate, eta_max, valid),
+        self._rates(eta, alpha, beta, rate, chunk, valid, form),
         options.objective,
         q if options.read == 'token' else None,
       )
@@ -340,6 +362,12 @@ class SelfReferentialTitans(nnx.Module):
       return new, new_trace, reads[0][..., 0, :, :]
 
     new, position, y = stream.run(
-      body, state.memory, state.memory_position, (projected, beta), chunk
+      body,
+      consts,
+      state.memory,
+      state.memory_position,
+      (projected, beta),
+      chunk,
+      options.kernel,
     )
     return rules.constrain(y, 'heads'), new, position

@@ -148,11 +148,12 @@ class Rates(NamedTuple):
   """Per-token factors of rule (A), shared by the memories of a head.
 
   Attributes:
-    up: [..., c], eta of the first layers, not normalised.
-    down: [..., c], eta of the second layers, not normalised.
+    up: [..., c, 1], eta of the first layers, not normalised.
+    down: [..., c, 1], eta of the second layers, not normalised.
     decay: of the chunk's tokens.
     erase: whether the erase term is on.
     error_max: largest norm of a layer's error; None: no bound.
+    form: of the parts of the rule.
   """
 
   up: jax.Array
@@ -160,6 +161,7 @@ class Rates(NamedTuple):
   decay: rule.Decays
   erase: bool
   error_max: float | None
+  form: rule.Form = rule.XLA
 
 
 def _errors(
@@ -238,10 +240,11 @@ def learn(
       None if trace is None else trace.up,
       k,
       errors.up,
-      eta=rule.normalized_step(rates.up, k),
+      eta=rule.proximal_step(rates.up, k),
       decay=rates.decay,
       erase=erase,
       queries=queries,
+      form=rates.form,
     )
     if queries is not None:
       if base is not None:
@@ -250,7 +253,7 @@ def learn(
   elif queries is not None:
     _, q_features = _features(frozen, queries)
 
-  decay = jax.tree.map(lambda x: jnp.expand_dims(x, 2), rates.decay)
+  decay = jax.tree.map(lambda x: x[..., None, :, :], rates.decay)
   downs, down_traces, reads = [], [], []
   for j, u in enumerate(features):
     down, down_trace, read = rule.decayed_update(
@@ -258,10 +261,11 @@ def learn(
       None if trace is None else trace.down[j],
       u,
       errors.down[j],
-      eta=rule.normalized_step(rates.down[..., None, :], u),
+      eta=rule.proximal_step(rates.down[..., None, :, :], u),
       decay=decay,
       erase=erase,
       queries=q_features[j],
+      form=rates.form,
     )
     downs.append(down)
     down_traces.append(down_trace)

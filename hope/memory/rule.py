@@ -11,6 +11,7 @@ trace S [i, o] follow
 same arguments as matmuls and one unit lower triangular solve.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,12 @@ def normalized_step(eta: jax.Array, u: jax.Array) -> jax.Array:
   Returns:
     [..., c].
   """
-  return eta / (1 + eta * jnp.sum(jnp.square(u), axis=-1))
+  return proximal_step(eta[..., None], u)[..., 0]
+
+
+def proximal_step(eta: jax.Array, u: jax.Array) -> jax.Array:
+  """`normalized_step` of columns, [..., c, 1]."""
+  return eta / (1 + eta * jnp.sum(jnp.square(u), axis=-1, keepdims=True))
 
 
 def token_update(
@@ -138,24 +144,31 @@ products.defvjp(_products_fwd, _products_bwd)
 
 
 class Decays(NamedTuple):
-  """What is left at each state of a chunk of c tokens of what came before.
-
-  State t is the one before token t, state c the one after the last token.
+  """What is left, within a chunk of c tokens, of what came before.
 
   Attributes:
-    start: [..., c + 1], A: of the kernel at the chunk's start.
-    keep: [..., c + 1, c], A: of the kernel after token j.
-    write: [..., c + 1, c], P: of the write at token j; A without momentum.
-    trace: [..., c + 1], p: of the incoming trace, in the kernel; None without
-      momentum, as the two below.
-    trace_start: [...], of the incoming trace, in the trace after the chunk.
-    trace_write: [..., c], of the write at token j, in that trace.
+    start: [..., c, 1], before each token, of the kernel at the chunk's start.
+    keep: [..., c, c], A: before token t, of the kernel after token j.
+    write: [..., c, c], P: before token t, of the write at token j; A without
+      momentum.
+    trace: [..., c, 1], p: before each token, of the incoming trace, in the
+      kernel; None without momentum, as all traces below.
+    end_start: [..., 1, 1], as `start` after the last token.
+    end_keep: [..., c, 1], as `keep` after the last token, of each token.
+    end_write: [..., c, 1], as `write` after the last token.
+    end_trace: [..., 1, 1], as `trace` after the last token.
+    trace_start: [..., 1, 1], of the incoming trace, in the trace at the end.
+    trace_write: [..., c, 1], of the write at each token, in that trace.
   """
 
   start: jax.Array
   keep: jax.Array
   write: jax.Array
   trace: Any
+  end_start: jax.Array
+  end_keep: jax.Array
+  end_write: jax.Array
+  end_trace: Any
   trace_start: Any
   trace_write: Any
 
@@ -166,30 +179,59 @@ def decays(
   """The decay factors of a chunk.
 
   Args:
-    alpha: [..., c], retention.
-    beta: [..., c], momentum factor; None: no momentum.
+    alpha: [..., c, 1], retention.
+    beta: [..., c, 1], momentum factor; None: no momentum.
     valid: [c], bool; a token where it is False leaves kernel and trace as they
       are, provided that its eta is 0. None: all tokens count.
   """
+  alpha = alpha[..., 0]
+  beta = None if beta is None else beta[..., 0]
   if valid is not None:
     alpha = jnp.where(valid, alpha, 1)
     beta = None if beta is None else jnp.where(valid, beta, 1)
   kernel = products(alpha)
-  start, keep = kernel[..., 0], kernel[..., 1:]
+  start, keep = kernel[..., :1], kernel[..., 1:]
+  before, end = lambda x: x[..., :-1, :], lambda x: x[..., -1:, :]
+  column = lambda x: jnp.swapaxes(end(x), -1, -2)
   if beta is None:
-    return Decays(start, keep, keep, None, None, None)
+    return Decays(
+      *(before(start), before(keep), before(keep), None),
+      *(end(start), column(keep), column(keep), None, None, None),
+    )
   momentum = products(beta)
   # The trace is added to the kernel at every token that counts.
   added = keep if valid is None else jnp.where(valid, keep, 0)
   through = added @ momentum[..., 1:, :]
+  trace, write = through[..., :1], through[..., 1:]
   return Decays(
-    start,
-    keep,
-    through[..., 1:],
-    through[..., 0],
-    momentum[..., -1, 0],
-    momentum[..., -1, 1:],
+    *(before(start), before(keep), before(write), before(trace)),
+    *(end(start), column(keep), column(write), end(trace)),
+    end(momentum[..., :1]),
+    column(momentum[..., 1:]),
   )
+
+
+class Form(NamedTuple):
+  """The parts of the chunk form that a compiler may need in other words.
+
+  Attributes:
+    decays: as `decays`.
+    solve: as `solve_unit_lower`.
+    dot: lists of [..., c, i_j] and [..., i_j, o] -> [..., c, o], the sum of
+      the products of their entries.
+  """
+
+  decays: Callable[..., Decays]
+  solve: Callable[[jax.Array, jax.Array], jax.Array]
+  dot: Callable[[list[jax.Array], list[jax.Array]], jax.Array]
+
+
+def _joint_dot(xs: list[jax.Array], ys: list[jax.Array]) -> jax.Array:
+  """`Form.dot` as one product."""
+  return jnp.concatenate(xs, axis=-1) @ jnp.concatenate(ys, axis=-2)
+
+
+XLA = Form(decays, solve_unit_lower, _joint_dot)
 
 
 def chunk_update(
@@ -208,14 +250,18 @@ def chunk_update(
 
   Args and Returns: as `token_update`.
   """
+
+  def column(x: Any) -> Any:
+    return x if x is None or isinstance(x, float) else x[..., None]
+
   return decayed_update(
     kernel,
     trace,
     u,
     g,
-    eta=eta,
-    decay=decays(alpha, beta),
-    erase=erase,
+    eta=column(eta),
+    decay=decays(column(alpha), column(beta)),
+    erase=column(erase),
     queries=queries,
   )
 
@@ -230,6 +276,7 @@ def decayed_update(
   decay: Decays,
   erase: jax.Array | float | None = None,
   queries: jax.Array | None = None,
+  form: Form = XLA,
 ) -> tuple[jax.Array, Any, Any]:
   """`chunk_update`, given what its decay factors are.
 
@@ -238,55 +285,53 @@ def decayed_update(
     trace: [..., i, o], or None.
     u: [..., c, i].
     g: [..., c, o].
-    eta: [..., c], normalised.
+    eta: [..., c, 1], normalised.
     decay: of alpha and beta.
-    erase: as in `chunk_update`.
+    erase: as in `chunk_update`, but [..., c, 1].
     queries: [..., c, i], or None.
+    form: of its parts.
 
   Returns:
     (kernel, trace, reads), as `chunk_update`.
   """
   eps = _erase_rates(erase, eta)
-  row, column = lambda x: x[..., None, :], lambda x: x[..., None]
-  keep, write = decay.keep[..., :-1, :], decay.write[..., :-1, :]
+  row = lambda x: jnp.swapaxes(x, -1, -2)
   # All that a token reads is one product with what it reads from. Decays and
   # rates scale the other factor, which is the narrower one.
   held = [kernel, g] if trace is None else [kernel, trace, g]
-  held = jnp.concatenate(held, axis=-2)
 
   def incoming(x: jax.Array, scores: jax.Array) -> jax.Array:
     """Times `held`: what x reads before each token, were nothing erased.
 
     scores: [..., c, c], x times u.
     """
-    factors = [column(decay.start[..., :-1]) * x]
+    factors = [decay.start * x]
     if trace is not None:
-      factors.append(column(decay.trace[..., :-1]) * x)
-    factors.append(-row(eta) * write * scores)
-    return jnp.concatenate(factors, axis=-1) @ held
+      factors.append(decay.trace * x)
+    factors.append(-row(eta) * decay.write * scores)
+    return form.dot(factors, held)
 
-  change = column(decay.write[..., -1, :] * eta) * g
-  stored = None
+  change = decay.end_write * eta * g
+  stored: Any = None
   if eps is not None:
     gram = jnp.einsum('...ti,...ji->...tj', u, u)
-    stored = solve_unit_lower(row(eps) * keep * gram, incoming(u, gram))
-    change += column(decay.keep[..., -1, :] * eps) * stored
+    stored = form.solve(row(eps) * decay.keep * gram, incoming(u, gram))
+    change += decay.end_keep * eps * stored
 
   reads = None
   if queries is not None:
     match = jnp.einsum('...ti,...ji->...tj', queries, u)
     reads = incoming(queries, match)
     if eps is not None:
-      reads -= (row(eps) * keep * match) @ stored
+      reads -= (row(eps) * decay.keep * match) @ stored
 
   ut = jnp.swapaxes(u, -1, -2)
-  per_kernel = lambda x: x[..., None, None]
-  new = per_kernel(decay.start[..., -1]) * kernel - ut @ change
+  new = decay.end_start * kernel - ut @ change
   if trace is None:
     return new, None, reads
-  new += per_kernel(decay.trace[..., -1]) * trace
-  trace = per_kernel(decay.trace_start) * trace
-  trace -= ut @ (column(decay.trace_write * eta) * g)
+  new += decay.end_trace * trace
+  trace = decay.trace_start * trace
+  trace -= ut @ (decay.trace_write * eta * g)
   return new, trace, reads
 
 

@@ -137,14 +137,20 @@ def of_opt_state(tx: Any, opt_state: Any, params: Any, mesh: Mesh) -> Any:
   )
 
 
-def _split(*specs: P) -> bool:
-  """Whether the mesh in force splits anything along one of the specs."""
+def on_mesh(found: P, mesh: Any) -> P:
+  """A spec without the axes that a mesh lacks or has one device along."""
+
+  def keep(axes):
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    return tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1) or None
+
+  return P(*map(keep, found))
+
+
+def _split(found: P) -> bool:
+  """Whether the mesh in force splits anything along a spec."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return False
-  parts = (part for found in specs for part in found if part)
-  names = [n for x in parts for n in ((x,) if isinstance(x, str) else x)]
-  return any(mesh.shape.get(name, 1) > 1 for name in names)
+  return not mesh.empty and any(on_mesh(found, mesh))
 
 
 def constrain(x: Any, kind: str) -> Any:
@@ -154,8 +160,9 @@ def constrain(x: Any, kind: str) -> Any:
     x: tree of arrays.
     kind: a name of `ACTIVATIONS`.
   """
-  found = ACTIVATIONS[kind]
-  if not _split(found):
+  mesh = jax.sharding.get_abstract_mesh()
+  found = P() if mesh.empty else on_mesh(ACTIVATIONS[kind], mesh)
+  if not any(found):
     return x
   return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, found), x)
 

@@ -1,0 +1,401 @@
+"""The scan over the blocks of a memory as one Pallas kernel for TPU.
+
+The state of a head (kernels and traces) stays in VMEM from a sequence's first
+block to its last; inputs and outputs stream past it. The kernel traces the very
+functions that the XLA form runs, on the values of one head, so that the
+mathematics is written once; `FORM` has the few parts that Mosaic, the compiler
+of such kernels, needs in other words.
+
+The forward pass saves the state before each block. The backward pass walks the
+blocks in reverse order, with the cotangent of the state in VMEM, and computes
+the vector-Jacobian product of each anew.
+
+On a CPU the kernel is interpreted: for tests, as it is slow. The platform that
+a program is lowered for decides, not the machine that lowers it.
+"""
+
+from collections.abc import Callable
+import functools
+import math
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from hope.memory import rule
+from hope.parallel import rules
+
+_TINY = 1e-30
+# Of 128 MiB on v5e and v6e and 64 MiB on v5p.
+_VMEM_BYTES = 48 * 2**20
+
+
+def _places(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+  """Row and column of each entry of a matrix, or of a stack of them."""
+  rank = len(shape)
+  place = lambda axis: lax.broadcasted_iota(jnp.int32, shape, axis)
+  return place(rank - 2), place(rank - 1)
+
+
+def decays(
+  alpha: jax.Array, beta: jax.Array | None, valid: None = None
+) -> rule.Decays:
+  """`rule.decays` of one head, without cumulative sums and odd slices.
+
+  Factors below 1e-30 count as 1e-30; `rule.decays` is exact there.
+
+  Args:
+    alpha: [c, 1].
+    beta: [c, 1]; None: no momentum.
+    valid: None, since all tokens of whole chunks count.
+  """
+  del valid
+  c = alpha.shape[0]
+  t, j = _places((c, c))
+
+  def sums(x):
+    """Sums of log x up to each token: as a column, as a row, and of all."""
+    log = jnp.log(jnp.maximum(x, _TINY))
+    along = jnp.where(j <= t, jnp.swapaxes(log, 0, 1), 0)
+    down = jnp.where(t <= j, log, 0)
+    column = jnp.sum(along, axis=1, keepdims=True)
+    row = jnp.sum(down, axis=0, keepdims=True)
+    return log, column, row, jnp.sum(log, axis=0, keepdims=True)
+
+  def table(mask, column, row):
+    # The exponent is masked as well: above the diagonal it may overflow.
+    exponent = jnp.where(mask, column - row, 0)
+    return jnp.where(mask, jnp.exp(exponent), 0)
+
+  log, column, row, total = sums(alpha)
+  start, keep = jnp.exp(column - log), table(j < t, column - log, row)
+  end_start, end_keep = jnp.exp(total), jnp.exp(total - column)
+  if beta is None:
+    return rule.Decays(
+      *(start, keep, keep, None),
+      *(end_start, end_keep, end_keep, None),
+      None,
+      None,
+    )
+  _, column, row, total = sums(beta)
+  through = table(j <= t, column, row)
+  write = keep @ through
+  trace = jnp.sum(keep * jnp.exp(row), axis=1, keepdims=True)
+  end_write = jnp.sum(end_keep * through, axis=0, keepdims=True)
+  end_trace = jnp.sum(end_keep * jnp.exp(column), axis=0, keepdims=True)
+  return rule.Decays(
+    *(start, keep, write, trace),
+    *(end_start, end_keep, jnp.swapaxes(end_write, 0, 1), end_trace),
+    *(jnp.exp(total), jnp.exp(total - column)),
+  )
+
+
+def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def invert_unit_lower(lower: jax.Array) -> jax.Array:
+  """`solve.invert_unit_lower` of whole rows, without odd slices.
+
+  Diagonal blocks of 8 rows by forward substitution, then merged two by two: of
+  every two, the second gets -Y M X on its left, for X and Y their inverses and
+  M what is on the left of the second.
+
+  Args:
+    lower: [..., c, c], strictly lower triangular; c a power of two, at least 8.
+  """
+  *lead, c, _ = lower.shape
+  t, j = _places(lower.shape)
+  apart = t ^ j
+  pairs = lambda x, size: x.reshape(*lead, -1, 2, size, c)
+  flat = lambda x: x.reshape(*lead, -1, c)
+  inverse = jnp.where(apart == 0, 1.0, 0.0).astype(lower.dtype)
+  inverse = inverse.reshape(*lead, -1, 8, c)
+  near = jnp.where(apart < 8, lower, 0)
+  for s in range(7):
+    column = jnp.where((j & 7) == s, near, 0)
+    column = jnp.sum(column, axis=-1, keepdims=True)
+    column = column.reshape(*inverse.shape[:-1], 1)
+    inverse -= column * inverse[..., s : s + 1, :]
+  inverse, size = flat(inverse), 8
+  while size < c:
+    left = jnp.where((apart >= size) & (apart < 2 * size), lower, 0)
+    left = pairs(left, size)[..., 1, :, :]
+    first, second = (pairs(inverse, size)[..., k, :, :] for k in (0, 1))
+    product = _matmul(flat(left), inverse).reshape(second.shape)
+    product = jnp.stack([jnp.zeros_like(product), product], axis=-3)
+    product = _matmul(flat(second), flat(product)).reshape(second.shape)
+    inverse = flat(jnp.stack([first, second - product], axis=-3))
+    size *= 2
+  return inverse
+
+
+@jax.custom_vjp
+def solve_unit_lower(lower: jax.Array, rhs: jax.Array) -> jax.Array:
+  """As `solve.solve_unit_lower`."""
+  return _matmul(invert_unit_lower(lower), rhs)
+
+
+def _solve_fwd(lower, rhs):
+  inverse = invert_unit_lower(lower)
+  z = _matmul(inverse, rhs)
+  return z, (inverse, z)
+
+
+def _solve_bwd(residuals, z_bar):
+  inverse, z = residuals
+  rhs_bar = _matmul(jnp.swapaxes(inverse, -1, -2), z_bar)
+  lower_bar = _matmul(rhs_bar, jnp.swapaxes(z, -1, -2))
+  t, j = _places(lower_bar.shape)
+  return jnp.where(j < t, -lower_bar, 0), rhs_bar
+
+
+solve_unit_lower.defvjp(_solve_fwd, _solve_bwd)
+
+
+def _separate_dot(xs: list[jax.Array], ys: list[jax.Array]) -> jax.Array:
+  """`Form.dot` as a sum of products."""
+  products = [x @ y for x, y in zip(xs, ys, strict=True)]
+  return functools.reduce(jnp.add, products)
+
+
+FORM = rule.Form(decays, solve_unit_lower, _separate_dot)
+
+
+def scan(
+  body: Callable[..., tuple[Any, Any]],
+  consts: Any,
+  carry: Any,
+  xs: Any,
+  block: int,
+) -> tuple[Any, Any]:
+  """Scans `body` over the blocks of a sequence, for each head by itself.
+
+  Args:
+    body: (consts, carry, x, j) -> (carry, y) of one head at block j, all of
+      them without the two leading dimensions; y [c, ...] at each token. It may
+      close over nothing that is traced.
+    consts: tree of [b, n, ..., r, s].
+    carry: tree of [b, n, ..., r, s].
+    xs: tree of [b, n, t, s], t a multiple of `block`.
+    block: c, tokens of a block; a power of two, at least 8.
+
+  Returns:
+    (carry, ys): ys a tree of [b, n, t, s].
+  """
+  b, n, t = jax.tree.leaves(xs)[0].shape[:3]
+  blocks = lambda x: x.reshape(b, n, t // block, block, *x.shape[3:])
+  xs = jax.tree.map(blocks, xs)
+  one = lambda lead, tree: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[lead:], x.dtype), tree
+  )
+  _, y = jax.eval_shape(body, one(2, consts), one(2, carry), one(3, xs), 0)
+  as_consts, as_carry, as_x, as_y = map(_unpacking, (consts, carry, xs, y))
+
+  def packed(consts, carry, x, j):
+    carry, y = body(as_consts(consts), as_carry(carry), as_x(x), j)
+    return _packed(carry), _packed(y)
+
+  carry, ys = _scan(packed, _packed(consts), _packed(carry), _packed(xs))
+  whole = lambda y: y.reshape(b, n, t, *y.shape[4:])
+  return as_carry(carry), jax.tree.map(whole, as_y(ys))
+
+
+# A column [.., r, 1] would fill a tile of 128 lanes per row; it is kept as a
+# row [.., 1, r].
+
+
+def _turn(x):
+  return jnp.swapaxes(x, -1, -2)
+
+
+def _packed(tree: Any) -> list[jax.Array]:
+  """The leaves of a tree, columns as rows."""
+  return [_turn(x) if x.shape[-1] == 1 else x for x in jax.tree.leaves(tree)]
+
+
+def _unpacking(tree: Any) -> Callable[[list[jax.Array]], Any]:
+  """The inverse of `_packed` for trees like this one."""
+  leaves, structure = jax.tree.flatten(tree)
+  columns = [x.shape[-1] == 1 for x in leaves]
+
+  def unpack(xs):
+    xs = [_turn(x) if c else x for x, c in zip(xs, columns, strict=True)]
+    return jax.tree.unflatten(structure, xs)
+
+  return unpack
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(body, consts, carry, xs):
+  carry, ys, _ = _forward(body, consts, carry, xs, save=False)
+  return carry, ys
+
+
+def _scan_fwd(body, consts, carry, xs):
+  carry, ys, saved = _forward(body, consts, carry, xs, save=True)
+  return (carry, ys), (consts, saved, xs)
+
+
+def _scan_bwd(body, residuals, cotangents):
+  return _backward(body, *residuals, *cotangents)
+
+
+_scan.defvjp(_scan_fwd, _scan_bwd)
+
+
+def _read(refs):
+  return [ref[...] for ref in refs]
+
+
+def _write(refs, values):
+  for ref, value in zip(refs, values, strict=True):
+    ref[...] = value
+
+
+def _at_first(refs, start):
+  """Fills refs at a head's first step; start: refs, or None for zeros."""
+
+  @pl.when(pl.program_id(2) == 0)
+  def _():
+    for j, ref in enumerate(refs):
+      ref[...] = jnp.zeros_like(ref) if start is None else start[j][...]
+
+
+def _forward(body, consts, carry, xs, save):
+  """(carry, ys, saved), saved the state before each block if `save`."""
+  one = lambda lead, xs: [
+    jax.ShapeDtypeStruct(x.shape[lead:], x.dtype) for x in xs
+  ]
+  _, y = jax.eval_shape(body, one(2, consts), one(2, carry), one(3, xs), 0)
+  each = lambda values: [
+    jax.ShapeDtypeStruct((*xs[0].shape[:3], *v.shape), v.dtype) for v in values
+  ]
+
+  def kernel(consts, start, x, now, y, saved):
+    _at_first(now, start)
+    before = _read(now)
+    if save:
+      _write(saved, before)
+    after, values = body(_read(consts), before, _read(x), pl.program_id(2))
+    _write(now, after)
+    _write(y, values)
+
+  return _call(
+    kernel,
+    'memory_forward',
+    xs[0].shape[2],
+    False,
+    (consts, carry, xs),
+    (2, 2, 3),
+    (carry, each(y), each(one(2, carry)) if save else []),
+    (2, 3, 3),
+  )
+
+
+def _backward(body, consts, saved, xs, carry_bar, y_bar):
+  """Cotangents of (consts, carry, xs)."""
+  count = xs[0].shape[2]
+
+  def kernel(consts, before, x, end_bar, y_bar, consts_bar, now_bar, x_bar):
+    _at_first(now_bar, end_bar)
+    _at_first(consts_bar, None)
+    j = count - 1 - pl.program_id(2)
+    function = lambda consts, carry, x: body(consts, carry, x, j)
+    _, vjp = jax.vjp(function, _read(consts), _read(before), _read(x))
+    bars = vjp((_read(now_bar), _read(y_bar)))
+    sums = [a + b for a, b in zip(_read(consts_bar), bars[0], strict=True)]
+    _write(consts_bar, sums)
+    _write(now_bar, bars[1])
+    _write(x_bar, bars[2])
+
+  return _call(
+    kernel,
+    'memory_backward',
+    count,
+    True,
+    (consts, saved, xs, carry_bar, y_bar),
+    (2, 3, 3, 2, 3),
+    (consts, carry_bar, xs),
+    (2, 2, 3),
+  )
+
+
+def _call(kernel, name, count, reverse, args, leads, out, out_leads):
+  """Runs a kernel at (sequence, head, block); the last runs in order.
+
+  Args:
+    kernel: of lists of refs, those of args and then those of out.
+    name: of the kernel.
+    count: blocks of a sequence.
+    reverse: whether the last block comes first.
+    args: lists of arrays.
+    leads: for each list 2 or 3, its leading dimensions: (sequence, head), and
+      block. What has two stays in VMEM from block to block.
+    out: lists of what the results are like.
+    out_leads: for each of these lists, as `leads`.
+  """
+
+  def spec(x, lead):
+    rest = x.shape[lead:]
+
+    def index(i, h, j):
+      at = (i, h, count - 1 - j if reverse else j)
+      return (*at[:lead], *(0 for _ in rest))
+
+    return pl.BlockSpec((*(None,) * lead, *rest), index)
+
+  def specs(lists, leads):
+    return [
+      [spec(x, lead) for x in xs] for xs, lead in zip(lists, leads, strict=True)
+    ]
+
+  def run(*args):
+    """The kernel on as many sequences and heads as there are here."""
+    here = next(x for xs in args for x in xs).shape[:2]
+    like = lambda x: jax.ShapeDtypeStruct((*here, *x.shape[2:]), x.dtype)
+    call = functools.partial(
+      pl.pallas_call,
+      kernel,
+      grid=(*here, count),
+      in_specs=specs(args, leads),
+      out_specs=specs(out, out_leads),
+      out_shape=[[like(x) for x in xs] for xs in out],
+      compiler_params=pltpu.CompilerParams(
+        dimension_semantics=('parallel', 'parallel', 'arbitrary'),
+        vmem_limit_bytes=_VMEM_BYTES,
+      ),
+      name=name,
+    )
+    return lax.platform_dependent(
+      *args,
+      cpu=lambda *args: call(interpret=True)(*args),
+      tpu=lambda *args: call()(*args),
+    )
+
+  return _per_device(run, args)
+
+
+def _per_device(run, args):
+  """Calls run(*args), each device of a mesh with its sequences and heads."""
+  leaves = jax.tree.leaves(args)
+  meshes = [jax.typeof(x).sharding.mesh for x in leaves]
+  meshes.append(jax.sharding.get_abstract_mesh())
+  mesh = next((mesh for mesh in meshes if not mesh.empty), None)
+  if mesh is None or mesh.size == 1 or mesh.manual_axes:
+    return run(*args)
+  found = rules.on_mesh(rules.ACTIVATIONS['memory'], mesh)
+  spec = PartitionSpec(
+    *(
+      # What does not divide is computed by every device, as XLA would.
+      None if size % math.prod(mesh.shape[a] for a in axes or ()) else axes
+      for size, axes in zip(leaves[0].shape[:2], found, strict=True)
+    )
+  )
+  return jax.shard_map(
+    run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+  )(*args)

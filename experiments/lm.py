@@ -37,6 +37,8 @@ def get_config(arg: str = ''):
   model, data, train = config.model, config.data, config.train
   model.preset, model.mixer, model.dtype = args.size, args.mixer, 'bfloat16'
   model.vocab_size = 32_000
+  # On TPUs; elsewhere it is interpreted, and 'xla' is the one to take.
+  model.titans.kernel = 'pallas'
   data.source, data.tokenizer = args.source, 'bpe-train:32000'
   data.seq_len, data.batch_size = args.seq_len, args.tokens // args.seq_len
   data.read_ahead = 4

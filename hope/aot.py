@@ -105,6 +105,8 @@ def executed_flops(jaxpr: Any) -> float:
       total += max(inner)
     elif name == 'scan':
       total += params['length'] * sum(inner)
+    elif name == 'shard_map':  # the program of one device
+      total += params['mesh'].size * sum(inner)
     elif name == 'pallas_call':
       total += math.prod(params['grid_mapping'].grid) * sum(inner)
     else:

@@ -3,7 +3,9 @@
 
 import jax
 from jax import lax
+from jax.experimental import pallas as pl
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 import pytest
 
 from hope import aot
@@ -113,6 +115,31 @@ def test_executed_flops_count_loops_recomputation_and_precision():
   assert count(jax.grad(forward)) == 3 * 3 * one
   # Two products forward, four backward, the first anew.
   assert count(jax.grad(lambda w: forward(w, remat=True))) == 3 * 7 * one
+
+
+def test_executed_flops_of_kernels_on_several_devices():
+  def kernel(x, y):
+    y[...] = x[...] @ x[...]
+
+  def product(x):
+    call = pl.pallas_call(
+      kernel,
+      grid=(4,),
+      in_specs=[pl.BlockSpec((None, 8, 8), lambda i: (i, 0, 0))],
+      out_specs=pl.BlockSpec((None, 8, 8), lambda i: (i, 0, 0)),
+      out_shape=jax.ShapeDtypeStruct((4, 8, 8), x.dtype),
+      interpret=True,
+    )
+    return call(x)
+
+  mesh = AbstractMesh((2,), ('data',), (AxisType.Auto,))
+  spec = PartitionSpec('data')
+  shared = jax.shard_map(
+    product, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+  )
+  x = jax.ShapeDtypeStruct((8, 8, 8), jnp.float32)
+  found = aot.executed_flops(jax.make_jaxpr(shared)(x).jaxpr)
+  assert found == 8 * 2 * 8**3
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ class Gang:
         )
       )
 
-  def wait(self, timeout=200):
+  def wait(self, timeout=500):
     """(exit codes, outputs, seconds between the first end and the last)."""
     ends = {}
     begin = time.monotonic()

@@ -9,23 +9,24 @@ import pod_cases
 import pytest
 
 STEPS = 60
-CONFIG = """
-from hope.config import base_config
-
-def get_config():
-  config = base_config()
-  config.model.num_layers, config.model.width = 1, 16
-  config.model.num_heads, config.model.mixer = 2, 'attention'
-  config.model.cms.periods = (1,)
-  config.data.source, config.data.task.vocab_size = 'synthetic:copy', 16
-  config.data.task.num_pairs = 4
-  config.data.seq_len, config.data.batch_size = 32, 8
-  config.optimizer.warmup_steps = 2
-  config.train.steps, config.train.log_every = 60, 1
-  config.train.eval_every, config.train.eval_batches = 100, 1
-  config.train.checkpoint_every = 5
-  return config
-"""
+FIELDS = {
+  'model.num_layers': 1,
+  'model.width': 16,
+  'model.mixer': 'attention',
+  'model.cms.periods': (1,),
+  'data.source': 'synthetic:copy',
+  'data.task.vocab_size': 16,
+  'data.task.num_pairs': 4,
+  'data.seq_len': 32,
+  'data.batch_size': 8,
+  'optimizer.warmup_steps': 2,
+  'train.steps': STEPS,
+  'train.log_every': 1,
+  'train.eval_every': 100,
+  'train.eval_batches': 1,
+  'train.checkpoint_every': 5,
+}
+FLAGS = [f'--config.{name}={value}' for name, value in FIELDS.items()]
 # There is no cluster to ask for an address, so it is given.
 WORKER = """
 import os, sys, time
@@ -69,7 +70,6 @@ def reached(workdir, step):
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
   folder = tmp_path_factory.mktemp('home')
-  (folder / 'tiny.py').write_text(CONFIG)
   worker = f'PORT = {free_port()}\n' + WORKER
   (folder / 'worker.py').write_text(worker)
   return folder
@@ -80,8 +80,8 @@ def undisturbed(home):
   """The same run by `pod.py local`."""
   workdir = home / 'undisturbed'
   process = pod_cases.launch(
-    *('local', '--processes=4', f'--config={home}/tiny.py'),
-    f'--workdir={workdir}',
+    *('local', '--processes=4', f'--config={pod_cases.CONFIG}'),
+    *(f'--workdir={workdir}', '--', *FLAGS),
     env=ENVIRONMENT,
   )
   code, out, err = pod_cases.finish(process, 400)
@@ -94,9 +94,10 @@ def undisturbed(home):
 def test_local_processes_are_killed_and_go_on(home, undisturbed, tmp_path):
   workdir = tmp_path / 'run'
   process = pod_cases.launch(
-    *('local', '--processes=4', f'--config={home}/tiny.py'),
+    *('local', '--processes=4', f'--config={pod_cases.CONFIG}'),
     f'--workdir={workdir}',
     f'--worker={sys.executable} {home}/worker.py',
+    *('--', *FLAGS),
     env=ENVIRONMENT,
   )
   reached(workdir, 12)
@@ -119,10 +120,8 @@ def test_machines_are_taken_away_and_training_goes_on(
   cloud = fake_tpu.FakeTpu(tmp_path, 'gcloud')
   cloud.env |= ENVIRONMENT
   try:
-    process = cloud.pod(
-      f'--config={home}/tiny.py',
-      worker=f'{sys.executable} {home}/worker.py',
-    )
+    worker = f'{sys.executable} {home}/worker.py'
+    process = cloud.pod(worker=worker, flags=FLAGS)
     reached(cloud.workdir, 12)
     cloud.suspend()
     code, out, err = pod_cases.finish(process, 500)

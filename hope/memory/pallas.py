@@ -16,7 +16,6 @@ a program is lowered for decides, not the machine that lowers it.
 
 from collections.abc import Callable
 import functools
-import math
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from hope.memory import rule
 from hope.parallel import rules
@@ -388,14 +387,11 @@ def _per_device(run, args):
   mesh = next((mesh for mesh in meshes if not mesh.empty), None)
   if mesh is None or mesh.size == 1 or mesh.manual_axes:
     return run(*args)
-  found = rules.on_mesh(rules.ACTIVATIONS['memory'], mesh)
-  spec = PartitionSpec(
-    *(
-      # What does not divide is computed by every device, as XLA would.
-      None if size % math.prod(mesh.shape[a] for a in axes or ()) else axes
-      for size, axes in zip(leaves[0].shape[:2], found, strict=True)
-    )
-  )
+  spec = rules.on_mesh(rules.ACTIVATIONS['memory'], mesh)
+  try:
+    NamedSharding(mesh, spec).shard_shape(leaves[0].shape)
+  except ValueError:
+    spec = PartitionSpec()  # every device computes all of them, as XLA would
   return jax.shard_map(
     run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
   )(*args)

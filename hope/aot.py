@@ -54,6 +54,8 @@ CHIPS = {
   'v4': Chip(2.75e14, 1.228e12, 0.9e11, 30.75 * _GIB, 1.05e9),
   'v5e': Chip(1.97e14, 8.19e11, 0.9e11, 15.75 * _GIB, 1.5e9),
   'v5p': Chip(4.59e14, 2.765e12, 1.8e11, 95.74 * _GIB, 1.75e9),
+  # Its link is NVLink; it does not estimate cycles.
+  'h100': Chip(9.89e14, 3.35e12, 9e11, 72 * _GIB, 1.83e9),
   'v6e': Chip(9.18e14, 1.638e12, 1.8e11, 31.25 * _GIB, 1.75e9),
 }
 # Slices that are offered.
@@ -157,15 +159,31 @@ def set_environment() -> None:
   )
 
 
-def open_topology(name: str) -> tuple[Chip, list[Any]]:
-  """The chip and the devices of a topology, as in 'v5e:16x16'.
+def open_topology(name: str, gpu_target: str = '') -> tuple[Chip, list[Any]]:
+  """The chip and the devices of a topology, as in 'v5e:16x16' or 'h100:8'.
+
+  Args:
+    name: of the topology.
+    gpu_target: of GPUs, a file with the text that
+      `jax.experimental.topologies.get_attached_topology` of such a machine has
+      as its `target_config`; its compiler is a package of its own.
 
   Raises:
     ValueError: if there is no such topology, or no compiler for it.
   """
-  from jax.experimental import topologies
-
   generation, _, shape = name.partition(':')
+  if generation == 'h100' and shape.isdigit():
+    if not gpu_target:
+      raise ValueError(
+        f'--topology={name} needs --gpu_target=FILE, the target_config of such '
+        'a GPU; write it on a machine that has one.'
+      )
+    return CHIPS['h100'], _open(
+      name,
+      'cuda',
+      target_config=pathlib.Path(gpu_target).read_text(),
+      topology=f'1x1x{shape}',
+    )
   if generation not in CHIPS or not shape:
     raise ValueError(
       f'--topology={name!r}: write GENERATION:AxB or GENERATION:AxBxC, with '
@@ -184,16 +202,23 @@ def open_topology(name: str) -> tuple[Chip, list[Any]]:
   options: dict[str, Any] = {}
   if generation == 'v4':
     options['chip_config_name'] = 'megacore'
+  return CHIPS[generation], _open(name, 'tpu', topology_name=name, **options)
+
+
+def _open(name: str, platform: str, **options: Any) -> list[Any]:
+  """The devices of a topology, from the compiler of its platform."""
+  from jax.experimental import topologies
+
   try:
-    topology = topologies.get_topology_desc(
-      platform='tpu', topology_name=name, **options
+    return list(
+      topologies.get_topology_desc(platform=platform, **options).devices
     )
   except Exception as error:
+    extra = 'jax[cuda12]' if platform == 'cuda' else '.[aot]'
     raise ValueError(
-      f'--topology={name!r} cannot be compiled for: {_line(error)} Is the '
-      "TPU's compiler installed (pip install .[aot])?"
+      f'--topology={name} cannot be compiled for: {_line(error)} Is its '
+      f'compiler installed (pip install "{extra}")?'
     ) from None
-  return CHIPS[generation], list(topology.devices)
 
 
 def _line(error: BaseException) -> str:
@@ -243,7 +268,7 @@ def compile_step(config: Any, devices: Sequence[Any], chip: Chip) -> Report:
   traced = step_lib.train_step(graph, config, state).trace(state, batch)
   begin = time.perf_counter()
   try:
-    compiled = traced.lower(lowering_platforms=('tpu',)).compile()
+    compiled = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
     raise DoesNotCompileError(_line(error)) from None
   seconds = time.perf_counter() - begin
@@ -424,7 +449,8 @@ def _define_flags() -> None:
   config_flags.DEFINE_config_file(
     'config', None, 'Experiment file.', lock_config=True
   )
-  flags.DEFINE_string('topology', None, 'TPU, as in v5e:16x16 or v5p:4x4x4.')
+  flags.DEFINE_string('topology', None, 'As in v5e:16x16, v5p:4x4x4 or h100:8.')
+  flags.DEFINE_string('gpu_target', '', 'Of h100: its target_config, a file.')
   flags.DEFINE_bool('fast', False, 'Only whether it compiles, in seconds.')
   flags.DEFINE_bool('search', False, 'Look for the fastest mesh that fits.')
   flags.DEFINE_integer('tries', 6, 'Candidates of a search.', lower_bound=1)
@@ -446,7 +472,7 @@ def main(argv: Sequence[str]) -> None:
   if values.fast:
     jax.config.update('jax_optimization_level', 'O0')
   try:
-    chip, devices = open_topology(values.topology)
+    chip, devices = open_topology(values.topology, values.gpu_target)
     config, found = values.config, {}
     if values.search:
       result, found = search(config, devices, chip, values.tries, values.spare)

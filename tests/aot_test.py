@@ -1,0 +1,119 @@
+"""A training step compiled for TPUs that are not here, by its command.
+
+libtpu is taken from this environment, or installed into one of its own.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.xdist_group('aot')
+
+
+@pytest.fixture(scope='session')
+def python(tmp_path_factory):
+  """An interpreter that finds this environment's packages and libtpu."""
+  if importlib.util.find_spec('libtpu'):
+    return sys.executable
+  home = tmp_path_factory.mktemp('aot')
+  subprocess.run([sys.executable, '-m', 'venv', home], check=True)
+  here = pathlib.Path(importlib.util.find_spec('jax').origin).parents[1]
+  (packages,) = home.glob('lib/python*/site-packages')
+  (packages / 'here.pth').write_text(f'{here}\n')
+  pip = [home / 'bin' / 'pip', 'install', '--quiet', '--no-deps']
+  subprocess.run([*pip, 'libtpu'], check=True)
+  return home / 'bin' / 'python'
+
+
+def aot(python, *flags):
+  done = subprocess.run(
+    [python, '-m', 'hope.aot', *flags],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=590,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+SMALL = (
+  '--config=experiments/lm.py:size=tiny,seq_len=512,tokens=8192,fsdp=2,seq=2',
+  '--topology=v5e:4x4',
+)
+
+
+def test_it_compiles_the_step_in_seconds(python):
+  code, out, err = aot(python, *SMALL, '--fast')
+  assert code == 0, err
+  assert out.startswith('It compiles for v5e:4x4: 5,') and 'on 16 chips' in out
+
+
+def test_a_mesh_that_does_not_fit_is_said_before_compilation(python):
+  code, out, err = aot(python, *SMALL, '--config.mesh.data=3')
+  assert code == 2 and not out
+  assert 'there are 16; try mesh.data=4' in err
+  assert 'Traceback' not in err
+
+
+@pytest.mark.slow
+def test_the_report(python, tmp_path):
+  path = tmp_path / 'report.json'
+  code, out, err = aot(python, *SMALL, f'--json={path}')
+  assert code == 0, err
+  for text in ('memory per chip', 'model FLOPs utilisation', 'It fits'):
+    assert text in out
+  report = json.loads(path.read_text())
+  assert report == json.loads(out.splitlines()[-1])
+  assert report['mesh'] == {'data': 4, 'fsdp': 2, 'seq': 2, 'tensor': 1}
+  assert report['executed_flops'] > report['model_flops'] > 0
+  times = [report[f'{x}_seconds'] for x in ('compute', 'memory', 'collective')]
+  assert report['step_seconds'] == max(times) > 0
+  assert report['memory_bytes'] < report['memory_limit_bytes']
+  assert set(report['collective_bytes']) >= {'all-gather', 'all-to-all'}
+
+
+@pytest.mark.slow
+def test_too_little_memory_is_one_line(python):
+  code, _, err = aot(
+    python,
+    '--config=experiments/lm.py:size=760m,tokens=524288,seq_len=32768',
+    '--topology=v5e:2x2',
+    '--config.model.remat=false',
+    '--config.data.batch_size=64',
+    '--fast',
+  )
+  assert code == 1
+  last = err.strip().splitlines()[-1]
+  assert last.startswith('error: it does not compile: ') and 'memory' in last
+
+
+@pytest.mark.slow
+def test_the_search_prints_the_best_that_fits(python):
+  code, out, err = aot(
+    python,
+    '--config=experiments/lm.py:size=tiny,seq_len=512,tokens=16384',
+    *('--topology=v5e:4x4', '--search', '--tries=2'),
+  )
+  assert code == 0, err
+  assert 'The fastest that fits: --config.mesh.data=' in out
+  assert out.count(' GiB, ') == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('size', ['760m', '1.3b'])
+@pytest.mark.parametrize(
+  ('topology', 'mesh'),
+  [('v5e:16x16', 'fsdp=16,seq=2'), ('v5p:4x4x4', 'fsdp=16')],
+)
+def test_the_papers_sizes_compile(python, size, topology, mesh):
+  config = f'--config=experiments/lm.py:size={size},{mesh}'
+  code, out, err = aot(python, config, f'--topology={topology}', '--fast')
+  assert code == 0, err
+  assert 'It compiles' in out

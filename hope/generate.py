@@ -7,7 +7,6 @@ into decoding: O(1) work per token for Hope, whatever was read before.
 """
 
 import json
-import pathlib
 import sys
 
 from absl import app, flags, logging
@@ -20,6 +19,7 @@ from hope.data import tokenization
 from hope.parallel.mesh import one_device
 from hope.training import step as step_lib
 from hope.training.checkpoint import open_checkpoints
+from hope.training.mirror import Mirror
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of a run.', required=True
@@ -39,7 +39,8 @@ def load(workdir: str):
   Raises:
     ValueError: if workdir holds no run or no checkpoint.
   """
-  folder = pathlib.Path(workdir).absolute()
+  files = Mirror(workdir)
+  folder = files.workdir
   path = folder / 'config.json'
   if not path.is_file():
     raise ValueError(
@@ -48,7 +49,7 @@ def load(workdir: str):
     )
   config = ml_collections.FrozenConfigDict(json.loads(path.read_text()))
   check_complete(config)
-  tokenizer = tokenization.open_tokenizer(config, str(folder))
+  tokenizer = tokenization.open_tokenizer(config, str(files.local))
   graph, abstract = step_lib.abstract_state(config, one_device())
   with open_checkpoints(folder, config) as checkpoints:
     restored = checkpoints.restore_latest(abstract)

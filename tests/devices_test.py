@@ -85,10 +85,8 @@ def alone(cache):
 
 
 @pytest.mark.xdist_group('devices')
-@pytest.mark.parametrize(
-  ('devices', 'accumulate'),
-  [(2, 1), pytest.param(3, 2, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow  # meshes of one process and of several are tested by default
+@pytest.mark.parametrize(('devices', 'accumulate'), [(2, 1), (3, 2)])
 def test_devices_change_nothing_but_rounding(alone, cache, devices, accumulate):
   shared = run(devices, accumulate, cache)
   assert alone['devices'] == 1 and alone['reduced'] == []

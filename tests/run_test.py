@@ -23,7 +23,7 @@ from hope.training import step as step_lib
 from hope.training.checkpoint import open_checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-STEPS = 150
+STEPS = 80
 # In one process: the tests share a run.
 pytestmark = pytest.mark.xdist_group('run')
 
@@ -51,7 +51,7 @@ def home(tmp_path_factory):
     '  config.data.heldout_fraction = 0.1\n'
     '  config.data.seq_len, config.data.batch_size = 128, 16\n'
     f'  config.train.steps, config.train.log_every = {STEPS}, 4\n'
-    '  config.train.eval_every, config.train.eval_batches = 25, 1\n'
+    '  config.train.eval_every, config.train.eval_batches = 20, 1\n'
     '  config.train.checkpoint_every = 10\n'
     '  config.sample.tokens = 8\n'
     '  return config\n'
@@ -142,7 +142,7 @@ def test_kills_change_nothing(home, finished, kills):
   workdir, rng = home / f'killed_{kills}', random.Random(0)
   for round_ in range(kills):
     process = start(home, workdir)
-    wait_for_step(process, workdir, 24 * round_ + 22)
+    wait_for_step(process, workdir, 12 * round_ + 12)
     time.sleep(0.2 * rng.random())
     assert process.poll() is None, 'the run ended before it was killed'
     process.kill()

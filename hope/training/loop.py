@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import math
-import pathlib
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from hope.training import step as step_lib
 from hope.training.checkpoint import open_checkpoints
 from hope.training.curves import draw_curves
 from hope.training.metrics import MetricsWriter
+from hope.training.mirror import Mirror
 from hope.training.progress import Progress
 from hope.training.workdir import check_workdir
 
@@ -65,13 +65,16 @@ def _bits(loss: float, bytes_per_token: float | None) -> dict[str, float]:
   return {'bits_per_byte': loss / math.log(2) / bytes_per_token}
 
 
-def _refuse(workdir: pathlib.Path, step: int, batch, metrics) -> None:
+def _refuse(files: Mirror, step: int, batch, metrics) -> None:
   """Writes the batch whose loss is not finite, and raises."""
   part = ''
   if jax.process_count() > 1:
     part = f'_process_{jax.process_index()}'
-  path = workdir / f'nonfinite_batch_step_{step}{part}.npz'
-  np.savez(path, **batch)
+  name = f'nonfinite_batch_step_{step}{part}.npz'
+  np.savez(files.local / name, **batch)
+  if multihost.is_leader():
+    files.push()
+  path = files.workdir / name
   norms = {k: float(v) for k, v in metrics.items() if 'state_norm' in k}
   grown = ''
   if norms:
@@ -94,9 +97,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
 
   Args:
     config: from an experiment file.
-    workdir: directory of the run; one that holds a run of the same
-      configuration is continued from its newest intact checkpoint, on any mesh
-      and by any number of processes.
+    workdir: directory of the run, also in a bucket, as gs://BUCKET/run; one
+      that holds a run of the same configuration is continued from its newest
+      intact checkpoint, on any mesh and by any number of processes.
 
   Returns:
     Whether the run is done; False if it was terminated, and saved.
@@ -106,7 +109,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
     NonFiniteLossError: naming the step.
     OSError: if the workdir cannot be written.
   """
-  folder = pathlib.Path(workdir).absolute()
+  files = Mirror(workdir)
+  folder = files.local
   mesh = mesh_lib.make_mesh(config)
   index, count = mesh_lib.share(mesh)
   data = data_lib.open_data(
@@ -115,11 +119,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
   config = config_lib.resolve(config, data.vocab_size)
   heldout, bytes_per_token = data.eval_batches(), data.bytes_per_token
   train = data.train_iterator()
-  check_workdir(folder, config.to_dict())
+  check_workdir(files.workdir, config.to_dict())
   steps = config.train.steps
 
   graph, abstract = step_lib.abstract_state(config, mesh)
-  checkpoints = open_checkpoints(folder, config)
+  checkpoints = open_checkpoints(files.workdir, config)
   start = 0
   if restored := checkpoints.restore_latest(abstract):
     state, start = restored.state, restored.step
@@ -168,7 +172,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
       finite = np.isfinite([metrics['loss'], metrics['gradient_norm']])
       if not finite.all():
         checkpoints.wait()
-        _refuse(folder, number, batch, metrics)
+        _refuse(files, number, batch, metrics)
       logged = number % config.train.log_every == 0 or number in (1, steps)
       if logged or number == start + 1:
         values = {k: float(v) for k, v in metrics.items()}
@@ -199,6 +203,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
         settle()
         pending = None
         with progress.pause('checkpoint'), watchdog.patient():
+          if leader:
+            files.push()
           position = data_lib.join_states(multihost.gather(train.get_state()))
           checkpoints.save(
             number,
@@ -210,8 +216,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
         with watchdog.patient():
           checkpoints.wait()
         progress.note(
-          f'Terminated: step {number} of {steps} is saved in {folder}; the '
-          'same command goes on from there.'
+          f'Terminated: step {number} of {steps} is saved in {files.workdir}; '
+          'the same command goes on from there.'
         )
         return False
     with watchdog.patient():
@@ -221,7 +227,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
     result = _evaluate(evaluate, state.params, heldout, bytes_per_token)
   text = _sample(config, data, graph, state.params, mesh)
   if leader:
-    _conclude(config, folder, data, text, result)
+    _conclude(config, files, data, text, result)
   multihost.wait_for_all('end')
   return True
 
@@ -246,10 +252,10 @@ def _sample(config, data, graph, params, mesh) -> str | None:
   return data.tokenizer.decode(itertools.chain(prompt, new[0]))
 
 
-def _conclude(config, folder, data, text, result) -> None:
+def _conclude(config, files, data, text, result) -> None:
   """Prints levels, sample and results, and draws the curves."""
   marks = _yardsticks(config, data)
-  curves = draw_curves(folder, marks)
+  curves = draw_curves(files.local, marks)
   print('\nLevels, fastest first:')
   print(levels.table(config))
   if text is not None:
@@ -264,11 +270,12 @@ def _conclude(config, folder, data, text, result) -> None:
     for name, value in marks.items():
       verdict = 'beats' if result['bits_per_byte'] < value else 'loses to'
       print(f'  The model {verdict} {name}.')
-  (folder / 'results.json').write_text(
+  (files.local / 'results.json').write_text(
     json.dumps({'heldout': result, 'yardsticks': marks}, indent=2)
   )
+  files.push()
   print(
-    f'\nDone. In {folder}: results.json, {curves.name}, metrics.jsonl, '
+    f'\nDone. In {files.workdir}: results.json, {curves.name}, metrics.jsonl, '
     'tensorboard/, checkpoints/.\nMore text: python -m hope.generate '
-    f'--workdir={folder} --prompt="..."'
+    f'--workdir={files.workdir} --prompt="..."'
   )

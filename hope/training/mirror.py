@@ -1,0 +1,58 @@
+"""A run's files where its workdir is a bucket.
+
+Metrics are appended to line by line, which buckets cannot. So of a workdir like
+gs://BUCKET/run, a local folder has all small files, and is copied to the bucket
+at every checkpoint; checkpoints go to the bucket themselves.
+"""
+
+import hashlib
+import os
+import pathlib
+
+from etils import epath
+import jax
+
+# Copied back where a run goes on on another machine.
+_CONTINUED = ('metrics.jsonl', 'timing.jsonl', 'tokenizer.json')
+
+
+def is_remote(workdir: str | os.PathLike[str]) -> bool:
+  """Whether a workdir is in a bucket, as gs://BUCKET/run is."""
+  return '://' in str(workdir)
+
+
+class Mirror:
+  """The local folder of a run, and its copy in the workdir.
+
+  Attributes:
+    local: where files are written; the workdir itself where it is local.
+    workdir: where they are to be found.
+  """
+
+  def __init__(self, workdir: str | os.PathLike[str]):
+    """Makes the local folder, and fetches what a continued run appends to."""
+    if not is_remote(workdir):
+      self.local = pathlib.Path(workdir).absolute()
+      self.workdir = epath.Path(self.local)
+      return
+    self.workdir = epath.Path(workdir)
+    name = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
+    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    self.local = pathlib.Path(cache) / 'hope-jax' / name
+    self.local /= f'process_{jax.process_index()}'
+    self.local.mkdir(parents=True, exist_ok=True)
+    for name in _CONTINUED:
+      there = self.workdir / name
+      (self.local / name).unlink(missing_ok=True)
+      if there.exists():
+        (self.local / name).write_bytes(there.read_bytes())
+
+  def push(self) -> None:
+    """Copies all local files into the workdir."""
+    if epath.Path(self.local) == self.workdir:
+      return
+    for path in sorted(self.local.rglob('*')):
+      if path.is_file():
+        there = self.workdir / path.relative_to(self.local).as_posix()
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(path.read_bytes())

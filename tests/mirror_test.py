@@ -1,0 +1,54 @@
+"""A workdir in a bucket: gs:// on a file system in this process's memory."""
+
+import fsspec
+from fsspec.implementations.memory import MemoryFileSystem
+import pytest
+
+from hope.training import mirror
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+  class Bucket(MemoryFileSystem):
+    store, pseudo_dirs = {}, ['']
+
+    def __init__(self, **kwargs):
+      kwargs.pop('finalize_on_close', None)
+      super().__init__(**kwargs)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+      return super()._strip_protocol(path.removeprefix('gs:/'))
+
+  for name in ('gcs', 'gs'):
+    fsspec.register_implementation(name, Bucket, clobber=True)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  yield Bucket
+  fsspec.config.conf.clear()
+
+
+def test_a_local_workdir_is_used_as_it_is(tmp_path):
+  files = mirror.Mirror(tmp_path / 'run')
+  assert files.local == tmp_path / 'run'
+  assert str(files.workdir) == str(tmp_path / 'run')
+  files.push()
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_copied_and_a_run_goes_on_from_them(bucket, tmp_path):
+  files = mirror.Mirror('gs://bucket/run')
+  assert tmp_path in files.local.parents
+  (files.local / 'metrics.jsonl').write_text('{"step": 1}\n')
+  (files.local / 'tensorboard').mkdir()
+  (files.local / 'tensorboard' / 'events').write_bytes(b'\x00\x01')
+  files.push()
+  assert (files.workdir / 'tensorboard' / 'events').read_bytes() == b'\x00\x01'
+  # Lines that were written after the last push are gone with their machine.
+  (files.local / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2}\n')
+  again = mirror.Mirror('gs://bucket/run')
+  assert (again.local / 'metrics.jsonl').read_text() == '{"step": 1}\n'
+
+
+def test_another_workdir_has_another_folder(bucket):
+  names = ('gs://bucket/run', 'gs://bucket/other')
+  assert len({mirror.Mirror(name).local for name in names}) == 2

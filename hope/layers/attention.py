@@ -64,7 +64,7 @@ class CausalAttention(nnx.Module):
     cached = 0 if state is None else self.max_context
     state = self.init_state(b) if state is None else state
     # By head, and within a head q, k, v.
-    qkv = rules.constrain(self.qkv(x), 'heads')
+    qkv = rules.by_head(self.qkv(x))
     q, k, v = jnp.moveaxis(qkv.reshape(b, t, self.num_heads, 3, -1), 3, 0)
     position = state.position + jnp.arange(t)
     q, k = rotate(q, position), rotate(k, position)

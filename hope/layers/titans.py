@@ -225,7 +225,7 @@ class SelfReferentialTitans(nnx.Module):
       state = self.init_state(batch)
       state = state._replace(projection_position=None, memory_position=None)
     mixed = self.mix(x) if options.mix == 'dense' else x
-    mixed, conv = self.conv(rules.constrain(mixed, 'heads'), state.conv)
+    mixed, conv = self.conv(rules.by_head(mixed), state.conv)
     mixed = jax.nn.silu(mixed)
     if options.mix == 'dense':
       # By head, and within a head q, k, v.
@@ -235,7 +235,7 @@ class SelfReferentialTitans(nnx.Module):
     heads = lambda z: l2_normalize(at_least_float32(z).reshape(batch, t, n, -1))
     beta = None
     if options.momentum:
-      beta = rules.constrain(self.beta(x), 'heads')
+      beta = rules.by_head(self.beta(x))
       beta = 0.95 * jax.nn.sigmoid(at_least_float32(beta))[..., None]
     sources = (heads(x_q), heads(x_k), heads(x_v), beta)
 

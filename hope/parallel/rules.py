@@ -167,6 +167,15 @@ def constrain(x: Any, kind: str) -> Any:
   return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, found), x)
 
 
+def by_head(x: jax.Array) -> jax.Array:
+  """Exchanges tokens for heads: [b, t, heads x their width].
+
+  Each device computes its tokens and sends what others need of them. Without
+  the first constraint the compiler gathers what they are computed from.
+  """
+  return constrain(constrain(x, 'hidden'), 'heads')
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gather(x: jax.Array, dtype: Any, stored: P, used: P) -> jax.Array:
   del stored

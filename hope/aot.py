@@ -11,11 +11,10 @@ prints are a compiler's and a roofline's numbers: no TPU has run the program.
 """
 
 from collections.abc import Iterator, Sequence
+import itertools
 import json
 import math
-import os
 import pathlib
-import re
 import sys
 import time
 from typing import Any, NamedTuple
@@ -27,93 +26,10 @@ import rich.console
 import rich.table
 
 from hope import command_line
+from hope.roofline import GIB, Chip, executed_flops
+from hope.topologies import one_line, open_topology, set_environment
 
-_GIB = 2**30
 _DAY = 86_400  # seconds
-
-
-class Chip(NamedTuple):
-  """What a roofline needs of a chip; published figures.
-
-  Attributes:
-    flops: bfloat16 operations per second.
-    bandwidth: bytes per second of its main memory.
-    link: bytes per second, both ways together, along one axis of the torus.
-    memory: bytes that the compiler may use.
-    clock: cycles per second, of `flops` and the chip's matrix units.
-  """
-
-  flops: float
-  bandwidth: float
-  link: float
-  memory: float
-  clock: float
-
-
-CHIPS = {
-  'v4': Chip(2.75e14, 1.228e12, 0.9e11, 30.75 * _GIB, 1.05e9),
-  'v5e': Chip(1.97e14, 8.19e11, 0.9e11, 15.75 * _GIB, 1.5e9),
-  'v5p': Chip(4.59e14, 2.765e12, 1.8e11, 95.74 * _GIB, 1.75e9),
-  # Its link is NVLink; it does not estimate cycles.
-  'h100': Chip(9.89e14, 3.35e12, 9e11, 72 * _GIB, 1.83e9),
-  'v6e': Chip(9.18e14, 1.638e12, 1.8e11, 31.25 * _GIB, 1.75e9),
-}
-# Slices that are offered.
-_FLAT_SHAPES = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
-_CUBE_SHAPES = (
-  *('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'),
-  *('8x8x16', '8x16x16', '16x16x16'),
-)
-# A product of float32 operands at these precisions takes so many passes.
-_PASSES = {'HIGH': 3, 'HIGHEST': 6}
-
-
-def executed_flops(jaxpr: Any) -> float:
-  """Operations of the matrix products that a program runs, on all devices.
-
-  Loops count as often as they run, so that what is computed anew in a backward
-  pass is counted; products of high precision count as the passes they take.
-
-  Args:
-    jaxpr: of `jax.make_jaxpr`, or `traced.jaxpr`.
-  """
-  from jax.extend import core
-
-  total = 0.0
-  for equation in jaxpr.eqns:
-    params = equation.params
-    name = equation.primitive.name
-    if name == 'dot_general':
-      (contracted, _), _ = params['dimension_numbers']
-      shape = equation.invars[0].aval.shape
-      size = math.prod(shape[axis] for axis in contracted)
-      precision = params['precision'] or (None,)
-      passes = max(
-        _PASSES.get(getattr(p, 'name', ''), 1)
-        for p in (precision if isinstance(precision, tuple) else (precision,))
-      )
-      total += 2 * equation.outvars[0].aval.size * size * passes
-      continue
-    inner = []
-    for value in params.values():
-      for x in value if isinstance(value, tuple | list) else (value,):
-        if isinstance(x, core.ClosedJaxpr):
-          x = x.jaxpr
-        if isinstance(x, core.Jaxpr):
-          inner.append(executed_flops(x))
-    if not inner:
-      continue
-    if name == 'cond':
-      total += max(inner)
-    elif name == 'scan':
-      total += params['length'] * sum(inner)
-    elif name == 'shard_map':  # the program of one device
-      total += params['mesh'].size * sum(inner)
-    elif name == 'pallas_call':
-      total += math.prod(params['grid_mapping'].grid) * sum(inner)
-    else:
-      total += sum(inner)
-  return total
 
 
 class Report(NamedTuple):
@@ -145,87 +61,6 @@ class Report(NamedTuple):
   estimated_seconds: float
   tokens_per_second: float
   days: float
-
-
-def set_environment() -> None:
-  """Lets libtpu compile where there is no TPU; call it before importing jax."""
-  os.environ.update(
-    JAX_PLATFORMS='cpu',
-    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
-    TPU_SKIP_MDS_QUERY='1',
-    # Without these, it asks a server of Google's and complains.
-    TPU_ACCELERATOR_TYPE='v5litepod-4',
-    TPU_WORKER_HOSTNAMES='localhost',
-  )
-
-
-def open_topology(name: str, gpu_target: str = '') -> tuple[Chip, list[Any]]:
-  """The chip and the devices of a topology, as in 'v5e:16x16' or 'h100:8'.
-
-  Args:
-    name: of the topology.
-    gpu_target: of GPUs, a file with the text that
-      `jax.experimental.topologies.get_attached_topology` of such a machine has
-      as its `target_config`; its compiler is a package of its own.
-
-  Raises:
-    ValueError: if there is no such topology, or no compiler for it.
-  """
-  generation, _, shape = name.partition(':')
-  if generation == 'h100' and shape.isdigit():
-    if not gpu_target:
-      raise ValueError(
-        f'--topology={name} needs --gpu_target=FILE, the target_config of such '
-        'a GPU; write it on a machine that has one.'
-      )
-    return CHIPS['h100'], _open(
-      name,
-      'cuda',
-      target_config=pathlib.Path(gpu_target).read_text(),
-      topology=f'1x1x{shape}',
-    )
-  if generation not in CHIPS or not shape:
-    raise ValueError(
-      f'--topology={name!r}: write GENERATION:AxB or GENERATION:AxBxC, with '
-      f'one of {", ".join(CHIPS)}, as in v5e:16x16 or v5p:4x4x4.'
-    )
-  flat = generation in ('v5e', 'v6e')
-  shapes = _FLAT_SHAPES if flat else _CUBE_SHAPES
-  if shape not in shapes:
-    chips = math.prod(map(int, re.findall(r'[1-9]\d*', shape)))
-    size = lambda x: math.prod(map(int, x.split('x')))
-    near = min(shapes, key=lambda x: abs(size(x) - chips))
-    raise ValueError(
-      f'--topology={name!r} does not exist; try {generation}:{near}. Shapes of '
-      f'{generation}: {", ".join(shapes)}.'
-    )
-  options: dict[str, Any] = {}
-  if generation == 'v4':
-    options['chip_config_name'] = 'megacore'
-  return CHIPS[generation], _open(name, 'tpu', topology_name=name, **options)
-
-
-def _open(name: str, platform: str, **options: Any) -> list[Any]:
-  """The devices of a topology, from the compiler of its platform."""
-  from jax.experimental import topologies
-
-  try:
-    return list(
-      topologies.get_topology_desc(platform=platform, **options).devices
-    )
-  except Exception as error:
-    extra = 'jax[cuda12]' if platform == 'cuda' else '.[aot]'
-    raise ValueError(
-      f'--topology={name} cannot be compiled for: {_line(error)} Is its '
-      f'compiler installed (pip install "{extra}")?'
-    ) from None
-
-
-def _line(error: BaseException) -> str:
-  """The first line of an error that says something, at most 300 letters."""
-  lines = [x.strip() for x in str(error).splitlines() if x.strip()]
-  text = lines[0] if lines else type(error).__name__
-  return text if len(text) <= 300 else text[:300] + '...'
 
 
 class DoesNotCompileError(Exception):
@@ -269,8 +104,8 @@ def compile_step(config: Any, devices: Sequence[Any], chip: Chip) -> Report:
   begin = time.perf_counter()
   try:
     compiled = traced.lower().compile()
-  except jax.errors.JaxRuntimeError as error:
-    raise DoesNotCompileError(_line(error)) from None
+  except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+    raise DoesNotCompileError(one_line(error)) from None
   seconds = time.perf_counter() - begin
   memory: Any = compiled.memory_analysis()
   program = Program(compiled.as_text() or '')
@@ -329,7 +164,7 @@ def report(result: Report, topology: str, chip: Chip) -> None:
     f'one step on {topology}', box=rich.box.SIMPLE_HEAD, show_header=True
   )
   table.add_column('', justify='right')
-  gib = lambda x: f'{x / _GIB:,.2f} GiB'
+  gib = lambda x: f'{x / GIB:,.2f} GiB'
   share = result.memory_bytes / result.memory_limit_bytes
   rows = {
     'parameters': f'{result.parameters:,}',
@@ -375,34 +210,37 @@ def report(result: Report, topology: str, chip: Chip) -> None:
 
 
 def candidates(config: Any, chips: int) -> Iterator[dict[str, Any]]:
-  """Fields to try: meshes, remat and chunk sizes that fit the configuration.
+  """Fields to try: all meshes, with each remat, chunk and batch size.
 
   Args:
     config: resolved.
     chips: of the topology.
   """
-  heads, rows = config.model.num_heads, config.data.batch_size
-  for chunk in (64, 128):
-    for seq in (1, 2, 4, 8, 16):
-      for fsdp in (16, 32, 64, 8, 128):
-        data, rest = divmod(chips, seq * fsdp)
-        if rest or not data or rows % (data * fsdp) or heads % seq:
-          continue
-        for remat in (True, False):
-          yield {
-            'mesh.data': data,
-            'mesh.fsdp': fsdp,
-            'mesh.seq': seq,
-            'model.remat': remat,
-            'model.titans.chunk_size': chunk,
-            'model.titans.projection_chunk_size': chunk,
-          }
+  heads = config.model.num_heads
+  for rows, chunk, remat in itertools.product(
+    (config.data.batch_size, 2 * config.data.batch_size),
+    (64, 128),
+    (True, False),
+  ):
+    for fsdp, seq in itertools.product((16, 32, 8, 64, 4), (1, 2, 4, 8, 16)):
+      data, rest = divmod(chips, seq * fsdp)
+      if rest or not data or rows % (data * fsdp) or heads % seq:
+        continue
+      yield {
+        'mesh.data': data,
+        'mesh.fsdp': fsdp,
+        'mesh.seq': seq,
+        'data.batch_size': rows,
+        'model.remat': remat,
+        'model.titans.chunk_size': chunk,
+        'model.titans.projection_chunk_size': chunk,
+      }
 
 
 def search(
   config: Any, devices: Sequence[Any], chip: Chip, tries: int, spare: float
 ) -> tuple[Report, dict[str, Any]]:
-  """The fastest of some candidates that fits, by the roofline.
+  """The candidate of most tokens per second that fits, by the roofline.
 
   Args:
     config: as loaded, not resolved.
@@ -428,15 +266,17 @@ def search(
       tried += 1
       result = compile_step(resolved, devices, chip)
     except (ValueError, DoesNotCompileError) as error:
-      print(f'{fields}: {_line(error)}', flush=True)
+      print(f'{fields}: {one_line(error)}', flush=True)
       continue
     fits = result.memory_bytes <= (1 - spare) * chip.memory
     print(
-      f'{fields}: {result.memory_bytes / _GIB:.2f} GiB, '
-      f'{result.step_seconds * 1e3:.1f} ms{"" if fits else ", does not fit"}',
+      f'{fields}: {result.memory_bytes / GIB:.2f} GiB, '
+      f'{result.step_seconds * 1e3:.1f} ms, {result.tokens_per_second:,.0f} '
+      f'tokens/s{"" if fits else ", does not fit"}',
       flush=True,
     )
-    if fits and (best is None or result.step_seconds < best[0].step_seconds):
+    rate = result.tokens_per_second
+    if fits and (best is None or rate > best[0].tokens_per_second):
       best = (result, fields)
   if best is None:
     raise DoesNotCompileError(

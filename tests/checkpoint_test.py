@@ -156,16 +156,6 @@ def test_keeps_the_newest(tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == ['10', '3']
 
 
-def test_keeps_every_tenth_and_the_best(tmp_path):
-  options = {'keep': 1, 'keep_every': 10, 'keep_best': 2}
-  losses = {4: 1.0, 6: 3.0, 8: 2.0, 10: 4.0, 12: None, 14: 5.0, 16: None}
-  with checkpoint.Checkpointer(tmp_path, **options) as saver:
-    for step, loss in losses.items():
-      saver.save(step, small_state(step), data_state={}, loss=loss)
-  kept = sorted(int(path.name) for path in tmp_path.iterdir())
-  assert kept == [4, 8, 10, 16]
-
-
 def test_refuses_flipped_bits(tmp_path, caplog):
   state = {'x': jax.random.normal(jax.random.key(0), (200, 200))}
   with checkpoint.Checkpointer(tmp_path, keep=3) as saver:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 import pytest
 
-from hope import aot
+from hope import topologies
 from hope.hlo import Program
+from hope.roofline import executed_flops
 
 # A loop of 24 turns; in it, a slice of a large array, a value in the memory
 # beside the cores, and a part of a gather that begins and ends outside.
@@ -109,7 +110,7 @@ def test_executed_flops_count_loops_recomputation_and_precision():
       layer = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w) @ w, None))
     return lax.scan(layer, x, w)[0].sum()
 
-  count = lambda f: aot.executed_flops(jax.make_jaxpr(f)(w).jaxpr)
+  count = lambda f: executed_flops(jax.make_jaxpr(f)(w).jaxpr)
   assert count(forward) == 3 * one
   assert count(lambda w: forward(w, lax.Precision.HIGHEST)) == 6 * 3 * one
   assert count(jax.grad(forward)) == 3 * 3 * one
@@ -138,7 +139,7 @@ def test_executed_flops_of_kernels_on_several_devices():
     product, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
   )
   x = jax.ShapeDtypeStruct((8, 8, 8), jnp.float32)
-  found = aot.executed_flops(jax.make_jaxpr(shared)(x).jaxpr)
+  found = executed_flops(jax.make_jaxpr(shared)(x).jaxpr)
   assert found == 8 * 2 * 8**3
 
 
@@ -154,4 +155,4 @@ def test_executed_flops_of_kernels_on_several_devices():
 )
 def test_topologies_that_do_not_exist(name, message):
   with pytest.raises(ValueError, match=message):
-    aot.open_topology(name)
+    topologies.open_topology(name)

@@ -201,7 +201,7 @@ def gather(params: Any, prefix: str, dtype: Any) -> Any:
   Gradients go the way back: their sum over the devices is split as the
   parameters are stored.
   Choice: kernels of matrix products are gathered in the type of the product,
-  and their gradients are summed in float32.
+  and the compiler sums their gradients over devices in that type.
 
   Args:
     params: nested dict, of one layer where they are stacked.

@@ -86,12 +86,13 @@ def test_fsdp_gathers_the_parameters_of_a_layer_and_sums_their_gradients():
   assert len(outside) <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'axes',
   [
     {'fsdp': 2, 'seq': 2, 'tensor': 2},
-    pytest.param({'seq': 4}, marks=pytest.mark.slow),
-    pytest.param({'tensor': 4}, marks=pytest.mark.slow),
+    {'seq': 4},
+    {'tensor': 4},
   ],
 )
 def test_no_collective_within_the_scan_over_chunks(axes):

@@ -132,7 +132,7 @@ CASES = {
   'q_memory': {'q_memory': True, 'target_max': None, 'error_max': None},
   'static': {'self_modifying': False, 'mix': 'none', 'retention': False},
 }
-QUICK = ('default', 'linear')
+QUICK = ('default',)
 
 
 def cases():

@@ -137,16 +137,13 @@ def assert_same_end(workdir, reference):
   assert results[0] == results[1]
 
 
-@pytest.mark.parametrize('kills', [1, pytest.param(5, marks=pytest.mark.slow)])
-def test_kills_change_nothing(home, finished, kills):
-  workdir, rng = home / f'killed_{kills}', random.Random(0)
-  for round_ in range(kills):
+@pytest.mark.slow
+def test_five_kills_change_nothing(home, finished):
+  workdir, rng = home / 'killed', random.Random(0)
+  for round_ in range(5):
     process = start(home, workdir)
     wait_for_step(process, workdir, 12 * round_ + 12)
-    time.sleep(0.2 * rng.random())
-    assert process.poll() is None, 'the run ended before it was killed'
-    process.kill()
-    process.communicate()
+    kill(process, rng)
   steps = [json.loads(line)['step'] for line in lines(workdir)]
   assert max(steps) < STEPS
   code, output = complete(home, workdir)
@@ -155,7 +152,15 @@ def test_kills_change_nothing(home, finished, kills):
   assert_same_end(workdir, finished)
 
 
-def test_sigterm_saves_and_ends_well(home, finished):
+def kill(process, rng):
+  """kill -9 at a random moment."""
+  time.sleep(0.2 * rng.random())
+  assert process.poll() is None, 'the run ended before it was killed'
+  process.kill()
+  process.communicate()
+
+
+def test_sigterm_saves_and_a_kill_loses_nothing(home, finished):
   workdir = home / 'terminated'
   process = start(home, workdir)
   wait_for_step(process, workdir, 8)
@@ -166,7 +171,12 @@ def test_sigterm_saves_and_ends_well(home, finished):
   saved = restore(workdir).step
   assert 8 <= saved < STEPS
   assert f'step {saved} of {STEPS} is saved' in ' '.join(output.split())
-  assert complete(home, workdir)[0] == 0
+  process = start(home, workdir)
+  wait_for_step(process, workdir, saved + 16)
+  kill(process, random.Random(0))
+  code, output = complete(home, workdir)
+  assert code == 0, output
+  assert 'Going on from the checkpoint of step' in output
   assert_same_end(workdir, finished)
 
 

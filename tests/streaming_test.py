@@ -158,6 +158,7 @@ def test_no_gradient_from_later_tokens_of_attention():
   np.testing.assert_array_equal(seen[-1, 0] > 0, np.arange(18) >= 12)
 
 
+@pytest.mark.slow
 def test_no_gradient_from_later_tokens_of_the_model():
   model = model_module()
   tokens = jnp.arange(36).reshape(2, 18)

@@ -54,7 +54,7 @@ def shape(
   """
   sizes = {axis: config.mesh[axis] for axis in AXES}
   slices, rows = config.mesh.slices, config.data.batch_size
-  parts = config.train.accumulate
+  parts = max(config.train.accumulate, 1)  # what is less is refused later
   rows //= parts
   for axis in (*AXES[1:], 'slices'):
     if config.mesh[axis] < 1:

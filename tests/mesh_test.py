@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -177,6 +178,25 @@ def test_in_context_levels_on_a_mesh(cache, variant):
   }
   expected = run(cache, 1, **config)
   assert_equal(run(cache, 8, **config, **axes((1, 2, 2, 2))), expected)
+
+
+@pytest.mark.xdist_group('mesh')
+@pytest.mark.slow
+def test_processes_as_slices(cache, alone):
+  result = run(
+    cache,
+    2,
+    2,
+    **{'model.mixer': 'attention', 'mesh.slices': 2, 'mesh.fsdp': 2},
+  )
+  assert_equal(result, alone('attention', 'adamw'))
+
+
+def test_slices_that_are_not_there():
+  config = configured(**{'mesh.slices': 2, 'data.batch_size': 2})
+  device = types.SimpleNamespace(platform='tpu', slice_index=0)
+  with pytest.raises(ValueError, match='are in 1; try mesh.slices=1'):
+    mesh_lib.make_mesh(config, [device, device])
 
 
 def configured(**fields):

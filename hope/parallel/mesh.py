@@ -118,14 +118,23 @@ def make_mesh(
   devices = list(jax.devices() if devices is None else devices)
   sizes = shape(config, len(devices), partly=partly)
   devices = devices[: math.prod(sizes.values())]
-  slices = config.mesh.slices
+  slices, on_cpu = config.mesh.slices, devices[0].platform == 'cpu'
+  # On CPUs a process stands for a slice.
+  slice_of = lambda d: (
+    d.process_index if on_cpu else getattr(d, 'slice_index', 0)
+  )
+  found = len({slice_of(device) for device in devices})
+  if slices != found and not (on_cpu and slices == 1):
+    raise ValueError(
+      f'mesh.slices={slices}, but the devices are in {found}; try mesh.slices='
+      f'{found}.'
+    )
   if slices > 1:
     grid = mesh_utils.create_hybrid_device_mesh(
       (sizes['data'] // slices, *(sizes[axis] for axis in AXES[1:])),
       (slices, 1, 1, 1),
       devices,
-      # A process stands for a slice where devices know of none.
-      process_is_granule=getattr(devices[0], 'slice_index', None) is None,
+      process_is_granule=on_cpu,
       allow_split_physical_axes=True,
     )
   else:

@@ -80,7 +80,6 @@ def compile_step(config: Any, devices: Sequence[Any], chip: Chip) -> Report:
     DoesNotCompileError: with the compiler's reason, such as too little memory.
   """
   import jax
-  from jax.sharding import NamedSharding, PartitionSpec
   import numpy as np
 
   from hope.hlo import Program
@@ -91,7 +90,7 @@ def compile_step(config: Any, devices: Sequence[Any], chip: Chip) -> Report:
   mesh = mesh_lib.make_mesh(config, devices)
   graph, state = step_lib.abstract_state(config, mesh)
   shape = (config.data.batch_size, config.data.seq_len)
-  sharding = NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH, 'seq'))
+  sharding = mesh_lib.batch_sharding(mesh)
   batch = {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     for name, dtype in (

@@ -11,7 +11,6 @@ import sys
 
 from absl import app, flags, logging
 import ml_collections
-import numpy as np
 
 from hope import command_line, sampling
 from hope.config import check_complete
@@ -65,11 +64,11 @@ def main(argv):
   logging.set_verbosity(logging.WARNING)
   try:
     _, tokenizer, graph, params = load(_WORKDIR.value)
-    prompt = tokenizer.encode(_PROMPT.value)
-    new = sampling.generate(
+    text = sampling.continue_text(
+      tokenizer,
       graph,
       params,
-      prompt[None],
+      _PROMPT.value,
       _TOKENS.value,
       temperature=_TEMPERATURE.value,
       top_k=_TOP_K.value,
@@ -78,7 +77,7 @@ def main(argv):
   except ValueError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)
-  print(tokenizer.decode(np.concatenate([prompt, new[0]])))
+  print(text)
 
 
 if __name__ == '__main__':

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hope.data.tokenization import Tokenizer
+
 
 def sample(
   logits: jax.Array, key: jax.Array, temperature: float, top_k: int
@@ -97,3 +99,17 @@ def generate(
     top_k,
   )
   return np.asarray(drawn)
+
+
+def continue_text(
+  tokenizer: Tokenizer,
+  graph: nnx.GraphDef,
+  params: Any,
+  prompt: str,
+  tokens: int,
+  **options: Any,
+) -> str:
+  """The prompt and what follows it; options are those of `generate`."""
+  start = tokenizer.encode(prompt)
+  new = generate(graph, params, start[None], tokens, **options)
+  return tokenizer.decode(np.concatenate([start, new[0]]))

@@ -13,7 +13,6 @@ LAYERS = 2
 PROGRAM = """
 import json, sys
 import jax, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from hope.config import base_config, resolve
 from hope.hlo import Program
 from hope.parallel import mesh as mesh_lib
@@ -31,8 +30,8 @@ config = resolve(config, 16)
 mesh = mesh_lib.make_mesh(config)
 graph, state = step_lib.abstract_state(config, mesh)
 batch = {
-  name: jax.ShapeDtypeStruct((8, 32), dtype, sharding=NamedSharding(
-    mesh, PartitionSpec(mesh_lib.BATCH, 'seq')))
+  name: jax.ShapeDtypeStruct(
+    (8, 32), dtype, sharding=mesh_lib.batch_sharding(mesh))
   for name, dtype in (
     ('inputs', np.int32), ('targets', np.int32), ('weights', np.float32))
 }

@@ -9,8 +9,7 @@ import subprocess
 import sys
 import time
 
-from conftest import free_port
-import numpy as np
+from conftest import free_port, write_texts
 import pytest
 
 from hope.parallel import multihost
@@ -50,12 +49,7 @@ TITANS = '--config.model.mixer=titans'
 def home(tmp_path_factory):
   """A folder with a configuration and a compilation cache."""
   folder = tmp_path_factory.mktemp('home')
-  rng = np.random.default_rng(0)
-  words = ['memory', 'learns', 'the', 'kernel', 'slowly', 'and', 'forgets']
-  (folder / 'text').mkdir()
-  for j in range(40):
-    text = ' '.join(rng.choice(words, size=100))
-    (folder / 'text' / f'{j}.txt').write_text(text)
+  write_texts(folder / 'text', 100)
   (folder / 'tiny.py').write_text(
     'from hope.config import base_config\n'
     'def get_config():\n'

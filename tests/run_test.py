@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from conftest import write_texts
 from flax import nnx
 import jax
 import ml_collections
@@ -32,12 +33,7 @@ pytestmark = pytest.mark.xdist_group('run')
 def home(tmp_path_factory):
   """A folder with a corpus, a configuration and a compilation cache."""
   folder = tmp_path_factory.mktemp('home')
-  rng = np.random.default_rng(0)
-  words = ['memory', 'learns', 'the', 'kernel', 'slowly', 'and', 'forgets']
-  (folder / 'text').mkdir()
-  for j in range(40):
-    text = ' '.join(rng.choice(words, size=400))
-    (folder / 'text' / f'{j}.txt').write_text(text)
+  write_texts(folder / 'text', 400)
   (folder / 'tiny.py').write_text(
     'from hope.config import base_config\n'
     'def get_config():\n'

@@ -172,6 +172,11 @@ def share(mesh: Mesh) -> tuple[int, int]:
   return int(places[0]) // size, split // size
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """How a batch [rows, tokens, ...] lies on the mesh."""
+  return NamedSharding(mesh, PartitionSpec(BATCH, 'seq'))
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
   """The batch of all processes, from the rows that this one has read.
 
@@ -182,7 +187,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
   Returns:
     Arrays of all rows, split over the mesh.
   """
-  sharding = NamedSharding(mesh, PartitionSpec(BATCH, 'seq'))
+  sharding = batch_sharding(mesh)
   _, count = share(mesh)
 
   def put(x):

@@ -1,7 +1,6 @@
 """A run from its first step to its last, as a story."""
 
 import contextlib
-import itertools
 import json
 import math
 from typing import Any
@@ -239,17 +238,16 @@ def _sample(config, data, graph, params, mesh) -> str | None:
   if jax.process_count() == 1:
     params = jax.device_put(params, mesh.devices.flat[0])
   sample = config.sample
-  prompt = data.tokenizer.encode(sample.prompt)
-  new = sampling.generate(
+  return sampling.continue_text(
+    data.tokenizer,
     graph,
     params,
-    prompt[None],
+    sample.prompt,
     sample.tokens,
     temperature=sample.temperature,
     top_k=sample.top_k,
     seed=config.seed,
   )
-  return data.tokenizer.decode(itertools.chain(prompt, new[0]))
 
 
 def _conclude(config, files, data, text, result) -> None:

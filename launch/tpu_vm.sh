@@ -55,7 +55,14 @@ start() {
     mv run/log run/log.before
   fi
   setsid bash launch/tpu_vm.sh train </dev/null >>run/log 2>&1 &
-  until [[ -s run/python ]]; do sleep 0.1; done
+  until [[ -s run/python ]]; do
+    sleep 0.1
+    if ! kill -0 "$!" 2>/dev/null && [[ ! -s run/python ]]; then
+      echo 'error: training could not be started:' >&2
+      cat run/log >&2
+      return 1
+    fi
+  done
 }
 
 # Waits for Python and keeps its exit code. No trap and no pipe: SIGTERM goes to

@@ -1,11 +1,11 @@
 """The collectives of a training step on a mesh, by layer."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
+from conftest import cpu_devices
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ def compiled(**axes):
   done = subprocess.run(
     [sys.executable, '-c', PROGRAM, json.dumps(axes)],
     cwd=ROOT,
-    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8'},
+    env=cpu_devices(8),
     capture_output=True,
     text=True,
     timeout=300,

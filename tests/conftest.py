@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import os
 import pathlib
 import socket
 
@@ -13,6 +14,30 @@ def x64():
   """Arrays of float64 are kept as such."""
   with jax.enable_x64(True):
     yield
+
+
+def cpu_devices(
+  count: int, cache: pathlib.Path | None = None
+) -> dict[str, str]:
+  """The environment of a program with so many devices.
+
+  Its code is not optimised by LLVM, as it takes longer to compile than to run.
+
+  Args:
+    count: of devices.
+    cache: a folder where all that is compiled is kept; None for none.
+  """
+  environment = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_NUM_CPU_DEVICES': str(count),
+    'XLA_FLAGS': '--xla_backend_optimization_level=0',
+  }
+  if cache:
+    environment |= {
+      'JAX_COMPILATION_CACHE_DIR': str(cache),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    }
+  return environment
 
 
 def free_port() -> int:

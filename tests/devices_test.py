@@ -1,12 +1,12 @@
 """A batch split over the cores of one machine."""
 
 import json
-import os
 import pathlib
 import re
 import subprocess
 import sys
 
+from conftest import cpu_devices
 import numpy as np
 import pytest
 
@@ -58,14 +58,8 @@ def run(devices, accumulate, cache):
   done = subprocess.run(
     [sys.executable, '-c', PROGRAM, str(accumulate)],
     cwd=ROOT,
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_NUM_CPU_DEVICES': str(devices),
-      # The step is compiled once to be read, and once to run.
-      'JAX_COMPILATION_CACHE_DIR': str(cache),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    },
+    # The step is compiled once to be read, and once to run.
+    env=cpu_devices(devices, cache),
     capture_output=True,
     text=True,
     timeout=300,

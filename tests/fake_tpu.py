@@ -11,6 +11,7 @@ import getpass
 import http.server
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -223,13 +224,23 @@ class FakeTpu:
     run = next(self.home(index).glob('hope-*/run'))
     os.kill(int((run / 'python').read_text()), signal.SIGKILL)
 
+  def _on_machines(self):
+    """The ids of all that runs on the machines, commands of ssh among it."""
+    pids = []
+    for path in pathlib.Path('/proc').glob('[0-9]*/environ'):
+      with contextlib.suppress(OSError):  # gone, or not ours
+        words = path.read_bytes().decode(errors='replace').split('\0')
+        names = {word.partition('=')[0] for word in words}
+        if f'FAKE_TPU={self.directory}' in words and 'WORKER_INDEX' in names:
+          pids.append(int(path.parent.name))
+    return pids
+
   def _clear(self):
+    while pids := self._on_machines():
+      for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+          os.kill(pid, signal.SIGKILL)
     for index in range(self._workers * self._nodes):
-      for path in self.home(index).glob('hope-*/run/keeper'):
-        with contextlib.suppress(FileNotFoundError, ValueError):
-          # setsid made the keeper the leader of a group.
-          for pid in pod_cases.alive_in_group(int(path.read_text())):
-            os.kill(pid, signal.SIGKILL)
       shutil.rmtree(self.home(index), ignore_errors=True)
       self.home(index).mkdir()
 

@@ -1,11 +1,11 @@
 """Newton-Schulz and M3 against NumPy in float64 and against optax."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
+from conftest import cpu_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -290,7 +290,7 @@ def test_no_collective_in_the_iteration(kind):
   process = subprocess.run(
     [sys.executable, '-c', MESH_PROGRAM, kind],
     cwd=ROOT,
-    env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu'},
+    env=cpu_devices(8),
     capture_output=True,
     text=True,
     check=False,

@@ -1,12 +1,12 @@
 """The mesh: its sizes, what lies where, and steps that are equal on any."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 import types
 
+from conftest import cpu_devices
 import numpy as np
 import pytest
 
@@ -83,13 +83,7 @@ def run(cache, devices, processes=1, **config):
       subprocess.Popen(
         [sys.executable, '-c', PROGRAM, json.dumps(options)],
         cwd=ROOT,
-        env=os.environ
-        | {
-          'JAX_PLATFORMS': 'cpu',
-          'JAX_NUM_CPU_DEVICES': str(devices),
-          'JAX_COMPILATION_CACHE_DIR': str(cache),
-          'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        },
+        env=cpu_devices(devices, cache),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,7 +1,6 @@
 """Runs of several processes: moved to other meshes, and hurt in every way."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -9,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from conftest import free_port, write_texts
+from conftest import cpu_devices, free_port, write_texts
 import pytest
 
 from hope.parallel import multihost
@@ -92,14 +91,8 @@ class Gang:
             *flags,
           ],
           cwd=ROOT,
-          env=os.environ
-          | {
-            'JAX_PLATFORMS': 'cpu',
-            'JAX_NUM_CPU_DEVICES': str(devices),
-            'JAX_COMPILATION_CACHE_DIR': str(home / 'cache'),
-            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-            'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0',
-          },
+          env=cpu_devices(devices, home / 'cache')
+          | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0'},
           stdout=subprocess.PIPE,
           stderr=subprocess.STDOUT,
           text=True,
@@ -194,6 +187,28 @@ def test_the_death_of_one_ends_all_within_seconds(
   print(f'{text}: noticed after {seconds:.1f} s')
   outputs = goes_on(home, tmp_path / 'run', undisturbed)
   assert 'Going on from the checkpoint of step' in outputs[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('index', [0, 1])
+def test_one_is_killed_while_all_save(home, undisturbed, tmp_path, index):
+  workdir = tmp_path / 'run'
+  slowly = [(0, 'none:0:0.3'), (1, 'none:0:0.3')]
+  gang = Gang(home, workdir, 2, 1, faults=slowly)
+  unfinished = f'checkpoints/{2 * EVERY}.orbax-checkpoint-tmp*'
+  while not list(workdir.glob(unfinished)):
+    assert all(p.poll() is None for p in gang.processes), gang.kill()
+    time.sleep(0.001)
+  for process in gang.processes:
+    process.send_signal(signal.SIGSTOP)
+  assert list(workdir.glob(unfinished)), 'the save was over too soon'
+  gang.processes[index].kill()
+  gang.processes[1 - index].send_signal(signal.SIGCONT)
+  codes, outputs, _ = gang.wait()
+  assert codes[index] == -signal.SIGKILL
+  assert codes[1 - index] in {multihost.BROKEN, -signal.SIGABRT}, outputs
+  outputs = goes_on(home, workdir, undisturbed)
+  assert f'Going on from the checkpoint of step {EVERY}' in outputs[0]
 
 
 @pytest.mark.slow

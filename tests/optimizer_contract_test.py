@@ -1,11 +1,11 @@
 """What optax promises of a transformation, for every optimizer."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
+from conftest import cpu_devices
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -293,7 +293,7 @@ def test_sharded_state_is_the_unsharded_one(kind):
   out = subprocess.run(
     [sys.executable, '-c', MESH_PROGRAM, kind],
     cwd=ROOT,
-    env=os.environ | {'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu'},
+    env=cpu_devices(8),
     capture_output=True,
     text=True,
     check=False,

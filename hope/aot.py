@@ -303,7 +303,6 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Not a flag: {argv[1]!r}.')
   values = flags.FLAGS
-  set_environment()
   import jax
 
   from hope.config import resolve
@@ -348,5 +347,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
+  set_environment()  # a configuration imports jax
   _define_flags()
   command_line.run(main)

@@ -35,6 +35,9 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Of the sampling.')
 def load(workdir: str):
   """Loads (config, tokenizer, graph, params) of a run.
 
+  Choice: the memories run in their XLA form, as it decodes anyway: a run of a
+  TPU speaks on any machine.
+
   Raises:
     ValueError: if workdir holds no run or no checkpoint.
   """
@@ -46,8 +49,10 @@ def load(workdir: str):
       f'{folder} holds no run: there is no config.json. Train one with '
       f'python -m hope.main --config=experiments/smoke.py --workdir={workdir}'
     )
-  config = ml_collections.FrozenConfigDict(json.loads(path.read_text()))
+  config = ml_collections.ConfigDict(json.loads(path.read_text()))
   check_complete(config)
+  config.model.titans.kernel = 'xla'
+  config = ml_collections.FrozenConfigDict(config)
   tokenizer = tokenization.open_tokenizer(config, str(files.local))
   graph, abstract = step_lib.abstract_state(config, one_device())
   with open_checkpoints(folder, config) as checkpoints:

@@ -28,8 +28,9 @@ CHIPS = {
   'v4': Chip(2.75e14, 1.228e12, 0.9e11, 30.75 * GIB, 1.05e9),
   'v5e': Chip(1.97e14, 8.19e11, 0.9e11, 15.75 * GIB, 1.5e9),
   'v5p': Chip(4.59e14, 2.765e12, 1.8e11, 95.74 * GIB, 1.75e9),
-  # Its link is NVLink; it does not estimate cycles.
-  'h100': Chip(9.89e14, 3.35e12, 9e11, 72 * GIB, 1.83e9),
+  # Its link is NVLink; its memory is the share that jax takes by default; its
+  # compiler does not estimate cycles.
+  'h100': Chip(9.89e14, 3.35e12, 9e11, 0.75 * 79.1 * GIB, 1.83e9),
   'v6e': Chip(9.18e14, 1.638e12, 1.8e11, 31.25 * GIB, 1.75e9),
 }
 # A product of float32 operands at these precisions takes so many passes.

@@ -17,7 +17,7 @@ _CUBE_SHAPES = (
 
 
 def set_environment() -> None:
-  """Lets libtpu compile where there is no TPU; call it before importing jax."""
+  """Lets jax compile for what is not here; call it before importing jax."""
   os.environ.update(
     JAX_PLATFORMS='cpu',
     ALLOW_MULTIPLE_LIBTPU_LOAD='1',
@@ -35,22 +35,24 @@ def open_topology(name: str, gpu_target: str = '') -> tuple[Chip, list[Any]]:
     name: of the topology.
     gpu_target: of GPUs, a file with the text of their GpuTargetConfigProto:
       what XLA's topology of such a machine has as `target_config`. Their
-      compiler is another package, jax[cuda12].
+      compiler is another package, jax[cuda12], in an environment of its own.
 
   Raises:
     ValueError: if there is no such topology, or no compiler for it.
   """
   generation, _, shape = name.partition(':')
   if generation == 'h100' and shape.isdigit():
-    if not gpu_target:
+    target = pathlib.Path(gpu_target)
+    if not target.is_file():
       raise ValueError(
         f'--topology={name} needs --gpu_target=FILE, the GpuTargetConfigProto '
-        'of such a GPU as text; write it on a machine that has one.'
+        f'of such a GPU as text, and {gpu_target!r} is no file. A machine that '
+        'has one writes it: README.md says how.'
       )
     return CHIPS['h100'], _open(
       name,
       'cuda',
-      target_config=pathlib.Path(gpu_target).read_text(),
+      target_config=target.read_text(),
       topology=f'1x1x{shape}',
     )
   if generation not in CHIPS or not shape:
@@ -83,10 +85,14 @@ def _open(name: str, platform: str, **options: Any) -> list[Any]:
       topologies.get_topology_desc(platform=platform, **options).devices
     )
   except Exception as error:
-    extra = 'jax[cuda12]' if platform == 'cuda' else '.[aot]'
+    advice = 'Is its compiler installed (pip install ".[aot]")?'
+    if platform == 'cuda':
+      advice = (
+        'Is its compiler installed (pip install "jax[cuda12]"), and was the '
+        'file of --gpu_target written by the same version of it?'
+      )
     raise ValueError(
-      f'--topology={name} cannot be compiled for: {one_line(error)} Is its '
-      f'compiler installed (pip install "{extra}")?'
+      f'--topology={name} cannot be compiled for: {one_line(error)} {advice}'
     ) from None
 
 

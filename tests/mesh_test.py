@@ -13,6 +13,7 @@ import pytest
 from hope.config import base_config, resolve
 from hope.parallel import mesh as mesh_lib
 from hope.parallel import rules
+from hope.training import step as step_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Five steps on a mesh; run by itself or as one of several processes.
@@ -191,6 +192,14 @@ def test_slices_that_are_not_there():
   device = types.SimpleNamespace(platform='tpu', slice_index=0)
   with pytest.raises(ValueError, match='are in 1; try mesh.slices=1'):
     mesh_lib.make_mesh(config, [device, device])
+
+
+def test_a_kernel_that_the_devices_cannot_run():
+  config = configured(**{'model.titans.kernel': 'pallas'})
+  device = types.SimpleNamespace(platform='cuda')
+  mesh = types.SimpleNamespace(devices=np.array([device]))
+  with pytest.raises(ValueError, match="try model.titans.kernel='xla'"):
+    step_lib.abstract_state(config, mesh)
 
 
 def configured(**fields):

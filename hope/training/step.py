@@ -57,8 +57,15 @@ def abstract_state(
   """The model's structure, and shapes and shardings of a training state.
 
   Raises:
-    ValueError: for a parameter that no rule of `hope.parallel.rules` matches.
+    ValueError: for a parameter that no rule of `hope.parallel.rules` matches,
+      or if `model.titans.kernel` is not written for the devices.
   """
+  platform = mesh.devices.flat[0].platform
+  if config.model.titans.kernel == 'pallas' and platform not in ('cpu', 'tpu'):
+    raise ValueError(
+      "model.titans.kernel='pallas' is written for TPUs, and the devices are "
+      f"of the platform {platform}; try model.titans.kernel='xla'."
+    )
   graph, state = jax.eval_shape(lambda: _build(config, mesh))
   everywhere: Any = NamedSharding(mesh, PartitionSpec())
   shardings = TrainState(

@@ -17,7 +17,8 @@ class EveryState(NamedTuple):
 
   Attributes:
     step: int32 scalar, steps since the last release.
-    total: the sum of what was gathered since then, shaped like the parameters.
+    total: the sum of what was gathered since then, shaped like the parameters;
+      at step 0, what was released, or was to be: it counts no more.
     inner: state of the inner transformation.
   """
 
@@ -80,15 +81,12 @@ def every(
       )
     step = (state.step + 1) % period
     total = jax.tree.map(
-      lambda t, u: (t + u).astype(t.dtype), state.total, updates
+      lambda t, u: jnp.where(state.step == 0, u, t + u).astype(t.dtype),
+      state.total,
+      updates,
     )
-    choose = lambda at_release, else_: jax.tree.map(
-      lambda x, y: jnp.where(step == 0, x, y), at_release, else_
-    )
-    zeros = optax.tree.zeros_like(total)
-    if accumulate == 'updates':
-      released = optax.tree.cast_like(choose(total, zeros), types)
-    else:
+    out = total
+    if accumulate == 'gradients':
 
       def release(total, inner_state):
         mean = jax.tree.map(
@@ -98,15 +96,18 @@ def every(
         return optax.tree.cast_like(out, types), inner_state
 
       def wait(total, inner_state):
-        del total
-        return optax.tree.zeros_like(types), inner_state
+        return optax.tree.cast_like(total, types), inner_state
 
-      # Of the state, only what the inner rule changes passes through the
-      # branches; each of them writes it in place.
-      released, inner_state = lax.cond(
-        step == 0, release, wait, total, inner_state
+      # What is released takes the place of the sum: a level that waits passes
+      # all through, and moves nothing.
+      out, inner_state = lax.cond(step == 0, release, wait, total, inner_state)
+      total = jax.tree.map(
+        lambda t, o: o if o.dtype == t.dtype else t, total, out
       )
-    return released, EveryState(step, choose(zeros, total), inner_state)
+    released = jax.tree.map(
+      lambda o, u: jnp.where(step == 0, o, 0).astype(u.dtype), out, types
+    )
+    return released, EveryState(step, total, inner_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -79,6 +79,12 @@ def test_a_sum_may_be_kept_in_another_type(accumulate):
   assert out[-1]['fast'].dtype == jnp.bfloat16
 
 
+def test_the_type_of_a_sum_does_not_round_what_is_released():
+  tx = optimizers.every(2, optax.sgd(1 / 3), accumulator_dtype=jnp.bfloat16)
+  for updates in run(tx, [jax.tree.map(jnp.ones_like, params())] * 6)[1::2]:
+    np.testing.assert_array_equal(updates['fast'], np.float32(-1 / 3))
+
+
 def test_updates_are_summed_over_a_period():
   sequence = gradients(7)
   out = run(

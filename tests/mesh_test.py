@@ -1,5 +1,6 @@
 """The mesh: its sizes, what lies where, and steps that are equal on any."""
 
+import itertools
 import json
 import pathlib
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import types
 
 from conftest import cpu_devices
+import jax
 import numpy as np
 import pytest
 
@@ -37,19 +39,21 @@ config.optimizer.warmup_steps = 2
 config.optimizer.learning_rate = 3e-3
 config.update_from_flattened_dict(options['config'])
 config = resolve(config, 16)
-mesh = mesh_lib.make_mesh(config)
-index, count = mesh_lib.share(mesh)
+devices = jax.devices()
+devices = [devices[i] for i in options['order'] or range(len(devices))]
+mesh = mesh_lib.make_mesh(config, devices)
+mine = mesh_lib.rows(mesh, 8)
 tokens = np.random.default_rng(0).integers(16, size=(5, 8, 33), dtype=np.int32)
 graph, abstract = step_lib.abstract_state(config, mesh)
 state = step_lib.init_state(config, abstract)
 step = step_lib.train_step(graph, config, abstract)
-losses, rows = [], 8 // count
+losses = []
 for batch in tokens:
-  batch = batch[index * rows : (index + 1) * rows]
+  batch = batch[mine]
   batch = {
     'inputs': batch[:, :-1],
     'targets': batch[:, 1:],
-    'weights': np.ones((rows, 32), np.float32),
+    'weights': np.ones((len(mine), 32), np.float32),
   }
   state, metrics = step(state, mesh_lib.put_batch(batch, mesh))
   losses.append(float(metrics['loss']))
@@ -71,15 +75,15 @@ if jax.process_index() == 0:
 """
 
 
-def run(cache, devices, processes=1, **config):
-  """Losses and parameters of five steps."""
+def run(cache, devices, processes=1, order=None, **config):
+  """Losses and parameters of five steps; order is that of the devices."""
   from conftest import free_port
 
   address = f'127.0.0.1:{free_port()}'
   running = []
   for index in range(processes):
     distributed = f'{address},{processes},{index}' if processes > 1 else 'off'
-    options = {'distributed': distributed, 'config': config}
+    options = {'distributed': distributed, 'config': config, 'order': order}
     running.append(
       subprocess.Popen(
         [sys.executable, '-c', PROGRAM, json.dumps(options)],
@@ -159,6 +163,81 @@ def test_a_mesh_changes_nothing_but_rounding(
   config = {'model.mixer': mixer, 'optimizer.name': name}
   result = run(cache, 8 // processes, processes, **config, **axes(sizes))
   assert_equal(result, alone(mixer, name))
+
+
+@pytest.mark.xdist_group('mesh')
+@pytest.mark.parametrize(
+  'sizes',
+  [(8, 1, 1, 1), pytest.param((2, 2, 2, 1), marks=pytest.mark.slow)],
+)
+def test_a_process_whose_rows_are_no_neighbours(cache, alone, sizes):
+  """As on a TPU, whose hosts are blocks of the torus."""
+  order = [0, 1, 4, 5, 2, 6, 3, 7]
+  mixer = {'model.mixer': 'attention'}
+  result = run(cache, 4, 2, order, **mixer, **axes(sizes))
+  assert_equal(result, alone('attention', 'adamw'))
+
+
+class FakeTpu(types.SimpleNamespace):
+  """A device of a slice, with its place in the torus."""
+
+  def __hash__(self):
+    return self.id
+
+
+def torus(x, y, z, host):
+  """The devices of a slice; `host` is the shape of a host's block."""
+  wide = [n // h for n, h in zip((x, y, z), host, strict=True)]
+  devices = []
+  for place in itertools.product(range(x), range(y), range(z)):
+    block = [p // h for p, h in zip(place, host, strict=True)]
+    process = (block[2] * wide[1] + block[1]) * wide[0] + block[0]
+    devices.append(
+      FakeTpu(
+        id=len(devices),
+        process_index=process,
+        platform='tpu',
+        device_kind='TPU v5' if z > 1 else 'TPU v5 lite',
+        coords=place,
+        core_on_chip=0,
+        slice_index=0,
+      )
+    )
+  return devices
+
+
+@pytest.mark.parametrize(
+  ('shape', 'host', 'sizes'),
+  [
+    ((4, 4, 4), (2, 2, 1), (4, 16, 1, 1)),
+    ((4, 4, 4), (2, 2, 1), (1, 16, 4, 1)),
+    ((16, 16, 1), (2, 2, 1), (8, 16, 2, 1)),
+    ((16, 16, 1), (2, 2, 1), (16, 16, 1, 1)),
+    ((4, 4, 1), (2, 2, 1), (4, 2, 2, 1)),
+    ((4, 4, 1), (2, 2, 1), (1, 1, 4, 4)),
+  ],
+)
+def test_rows_of_the_hosts_of_a_tpu(monkeypatch, shape, host, sizes):
+  """A host reads what its chips hold, and all hosts read all rows."""
+  batch_size = 2 * sizes[0] * sizes[1]
+  config = configured(**axes(sizes), **{'data.batch_size': batch_size})
+  mesh = mesh_lib.make_mesh(config, torus(*shape, host))
+  hosts = sorted({d.process_index for d in mesh.devices.flat})
+  seen = set()
+  for process in hosts:
+    monkeypatch.setattr(jax, 'process_index', lambda p=process: p)
+    rows = mesh_lib.rows(mesh, batch_size)
+    held = {
+      row
+      for (data, fsdp, *_), device in np.ndenumerate(mesh.devices)
+      if device.process_index == process
+      for row in range(
+        2 * (data * sizes[1] + fsdp), 2 * (data * sizes[1] + fsdp) + 2
+      )
+    }
+    assert rows == sorted(held)
+    seen |= held
+  assert seen == set(range(batch_size))
 
 
 @pytest.mark.xdist_group('mesh')

@@ -1,5 +1,6 @@
 """Data of a run: `open_data` gives a training loop all that it needs."""
 
+from collections.abc import Sequence
 import functools
 
 import ml_collections
@@ -44,24 +45,18 @@ class Data:
     self,
     config: ml_collections.ConfigDict,
     workdir: str | None = None,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
   ):
     """Opens the source once; see `open_data`."""
     self._corpus = None if is_synthetic(config) else open_corpus(config)
     self.tokenizer = open_tokenizer(config, workdir, self._corpus)
     self.vocab_size = self.tokenizer.vocab_size
     self._config = config
-    self._share = {
-      'corpus': self._corpus,
-      'process_index': process_index,
-      'process_count': process_count,
-    }
+    self._options = {'corpus': self._corpus, 'rows': rows}
 
   def train_iterator(self) -> BatchIterator:
     """Returns a new iterator at the first training batch."""
-    return train_iterator(self._config, self.tokenizer, **self._share)
+    return train_iterator(self._config, self.tokenizer, **self._options)
 
   def eval_batches(self) -> list[Batch]:
     """Returns `train.eval_batches` held-out batches, the same in each call."""
@@ -81,16 +76,14 @@ class Data:
       self._config,
       self.tokenizer,
       self._config.train.eval_batches,
-      **self._share,
+      **self._options,
     )
 
 
 def open_data(
   config: ml_collections.ConfigDict,
   workdir: str | None = None,
-  *,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> Data:
   """Opens the data of a run.
 
@@ -98,12 +91,10 @@ def open_data(
     config: The run's configuration.
     workdir: Folder of the run, which keeps a trained tokenizer. None: keeps
       nothing.
-    process_index: This process, as in `jax.process_index()`.
-    process_count: Processes of the run; each gets its rows of every batch.
+    rows: The rows of every batch that this process reads, as
+      `hope.parallel.mesh.rows` says. None: all.
 
   Raises:
     ValueError: The source, the tokenizer or a setting is wrong or missing.
   """
-  return Data(
-    config, workdir, process_index=process_index, process_count=process_count
-  )
+  return Data(config, workdir, rows)

@@ -1,7 +1,7 @@
 """Batches: documents -> tokens -> packed sequences -> batches, with grain.
 
-A batch is a dict of NumPy arrays, b rows (this process's share of
-`data.batch_size`) by t = `data.seq_len` tokens:
+A batch is a dict of NumPy arrays, b rows (those of `data.batch_size` that this
+process reads) by t = `data.seq_len` tokens:
 
   inputs   int32 [b, t]
   targets  int32 [b, t]    the next token, or the answer of a synthetic task
@@ -10,7 +10,7 @@ A batch is a dict of NumPy arrays, b rows (this process's share of
 
 from collections.abc import Callable, Iterator, Sequence
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 import grain
@@ -29,16 +29,8 @@ _OPEN_DOCUMENTS = 64
 _READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
-class _Share(NamedTuple):
-  """A process's rows of a batch: the first, how many, and those of all."""
-
-  first: int
-  rows: int
-  batch_size: int
-
-
 class _Rows(grain.IterDataset):
-  """This process's rows of every batch.
+  """Some rows of every batch.
 
   The examples of a run are one sequence, whatever processes share it: row r of
   batch n is example n b + r, and example s comes from lane s mod l. A process
@@ -46,11 +38,16 @@ class _Rows(grain.IterDataset):
   """
 
   def __init__(
-    self, lane: Callable[[int], grain.IterDataset], lanes: int, share: _Share
+    self,
+    lane: Callable[[int], grain.IterDataset],
+    lanes: int,
+    batch_size: int,
+    rows: Sequence[int],
   ):
-    """Args: the dataset of a lane by its number, l, and this process's rows."""
+    """Args: the dataset of a lane by its number, l, b, and the rows r."""
     super().__init__()
-    self.lane, self.lanes, self.share = lane, lanes, share
+    self.lane, self.lanes = lane, lanes
+    self.batch_size, self.rows = batch_size, rows
 
   def __iter__(self) -> grain.DatasetIterator:
     return _RowsIterator(self)
@@ -61,10 +58,8 @@ class _RowsIterator(grain.DatasetIterator):
 
   def __init__(self, dataset: _Rows):
     super().__init__()
-    self._share, self._turns = (
-      dataset.share,
-      dataset.lanes // dataset.share.batch_size,
-    )
+    self._dataset = dataset
+    self._turns = dataset.lanes // dataset.batch_size
     self._lanes = {
       number: iter(dataset.lane(number))
       for turn in range(self._turns)
@@ -72,10 +67,10 @@ class _RowsIterator(grain.DatasetIterator):
     }
     self._batches = 0
 
-  def _numbers(self, batch: int) -> range:
+  def _numbers(self, batch: int) -> list[int]:
     """The lanes of a batch."""
-    first = batch % self._turns * self._share.batch_size + self._share.first
-    return range(first, first + self._share.rows)
+    first = batch % self._turns * self._dataset.batch_size
+    return [first + row for row in self._dataset.rows]
 
   def __next__(self) -> Batch:
     examples = [next(self._lanes[n]) for n in self._numbers(self._batches)]
@@ -176,8 +171,7 @@ def train_iterator(
   tokenizer: Tokenizer,
   *,
   corpus: sources.Corpus | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> BatchIterator:
   """Returns endless shuffled batches of the training data.
 
@@ -189,14 +183,12 @@ def train_iterator(
     config: The run's configuration.
     tokenizer: Encodes the documents; synthetic tasks do not use it.
     corpus: The opened `data.source`. None: opens it.
-    process_index: This process.
-    process_count: Processes that share each batch.
+    rows: The rows of each batch that this process reads. None: all.
 
   Raises:
     ValueError: The data or its settings cannot make a batch.
   """
-  rows, batch_size = _rows(config, process_count), config.data.batch_size
-  share = _Share(process_index * rows, rows, batch_size)
+  rows, batch_size = _rows(config, rows), config.data.batch_size
   if config.data.read_ahead < 0:
     raise ValueError(
       f'data.read_ahead={config.data.read_ahead}: give 0 or more.'
@@ -230,7 +222,7 @@ def train_iterator(
       )
       return packed.map(next_token_batch)
 
-  dataset: grain.IterDataset = _Rows(lane, lanes, share)
+  dataset: grain.IterDataset = _Rows(lane, lanes, batch_size, rows)
   if config.data.read_ahead:
     dataset = grain.experimental.ThreadPrefetchIterDataset(
       dataset, prefetch_buffer_size=config.data.read_ahead
@@ -244,8 +236,7 @@ def heldout_batches(
   num_batches: int,
   *,
   corpus: sources.Corpus | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> tuple[list[Batch], float | None]:
   """Returns held-out batches, always the same, and bytes per token.
 
@@ -259,8 +250,7 @@ def heldout_batches(
     num_batches: Batches wanted. Fewer come, with a warning, where the held-out
       documents do not fill them.
     corpus: The opened `data.source`. None: opens it.
-    process_index: This process, which gets its rows of each batch.
-    process_count: Processes that share each batch.
+    rows: The rows of each batch that this process reads. None: all.
 
   Returns:
     The batches, and the bytes that a token of these documents stands for, with
@@ -270,7 +260,7 @@ def heldout_batches(
   Raises:
     ValueError: The held-out documents do not fill one batch.
   """
-  rows = _rows(config, process_count)
+  rows = _rows(config, rows)
   wanted = num_batches * config.data.batch_size
   if is_synthetic(config):
     source = synthetic.SyntheticSource(config, 'heldout')
@@ -301,9 +291,10 @@ def heldout_batches(
     chosen = np.arange(wanted) * available // wanted
     sequences = tokens[: available * length].reshape(available, length)
     whole = next_token_batch({'tokens': sequences[chosen]})
-  first = process_index * rows
-  starts = range(first, wanted, config.data.batch_size)
-  batches = [{k: v[s : s + rows] for k, v in whole.items()} for s in starts]
+  starts = range(0, wanted, config.data.batch_size)
+  batches = [
+    {k: v[np.add(start, rows)] for k, v in whole.items()} for start in starts
+  ]
   return batches, bytes_per_token
 
 
@@ -374,20 +365,14 @@ def _heldout_tokens(
   return np.concatenate(parts), total_bytes / total_tokens
 
 
-def _rows(config: ml_collections.ConfigDict, process_count: int) -> int:
-  """Returns the rows of a batch that one process holds."""
+def _rows(
+  config: ml_collections.ConfigDict, rows: Sequence[int] | None
+) -> Sequence[int]:
+  """Returns the rows of a batch that are read, all by default."""
   for field in ('seq_len', 'batch_size'):
     if config.data[field] < 1:
       raise ValueError(f'data.{field}={config.data[field]}: give at least 1.')
-  rows, rest = divmod(config.data.batch_size, process_count)
-  if rest:
-    below, above = rows * process_count, (rows + 1) * process_count
-    raise ValueError(
-      f'data.batch_size={config.data.batch_size} does not divide over '
-      f'{process_count} processes; try '
-      f'{f"{below} or " if below else ""}{above}.'
-    )
-  return rows
+  return range(config.data.batch_size) if rows is None else rows
 
 
 def _tuples(state: Any) -> Any:

@@ -150,26 +150,29 @@ def one_device() -> Mesh:
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def share(mesh: Mesh) -> tuple[int, int]:
-  """Which rows of a batch this process reads: (index, count) of equal parts.
+def _parts(mesh: Mesh) -> tuple[np.ndarray, int]:
+  """The parts of a batch that this process's devices hold, and those of all.
 
-  Processes whose devices hold the same rows have the same index.
-
-  Raises:
-    ValueError: if its devices hold rows that are no such part.
+  A host of a TPU is a block of the torus: its parts need not be neighbours.
   """
-  split = math.prod(mesh.shape[axis] for axis in BATCH)
+  count = math.prod(mesh.shape[axis] for axis in BATCH)
   owner = np.vectorize(lambda device: device.process_index)(mesh.devices)
-  mine = (owner.reshape(split, -1) == jax.process_index()).any(axis=1)
-  (places,) = np.nonzero(mine)
-  size = len(places)
-  if not size or split % size or places[0] % size or np.ptp(places) >= size:
-    raise ValueError(
-      f'The devices of process {jax.process_index()} hold the parts '
-      f'{places.tolist()} of {split} of a batch; mesh.seq x mesh.tensor must '
-      'be a multiple or a divisor of the devices of a process.'
-    )
-  return int(places[0]) // size, split // size
+  mine = (owner.reshape(count, -1) == jax.process_index()).any(axis=1)
+  return np.flatnonzero(mine), count
+
+
+def rows(mesh: Mesh, batch_size: int) -> list[int]:
+  """The rows of a batch that this process reads: those its devices hold.
+
+  Processes along `seq` and `tensor` hold the same rows, and each reads them.
+
+  Args:
+    mesh: of the run.
+    batch_size: rows of all processes.
+  """
+  parts, count = _parts(mesh)
+  size = batch_size // count
+  return (parts[:, None] * size + np.arange(size)).reshape(-1).tolist()
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -181,18 +184,24 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
   """The batch of all processes, from the rows that this one has read.
 
   Args:
-    batch: tree of arrays [rows of this process, tokens, ...].
+    batch: tree of arrays [rows, tokens, ...], of the rows that `rows` says.
     mesh: of the run.
 
   Returns:
     Arrays of all rows, split over the mesh.
   """
   sharding = batch_sharding(mesh)
-  _, count = share(mesh)
+  parts, count = _parts(mesh)
 
   def put(x):
-    return jax.make_array_from_process_local_data(
-      sharding, np.asarray(x), (x.shape[0] * count, *x.shape[1:])
-    )
+    x = np.asarray(x)
+    size = x.shape[0] // len(parts)
+
+    def part(index):
+      start = int(np.searchsorted(parts, (index[0].start or 0) // size)) * size
+      return x[(slice(start, start + size), *index[1:])]
+
+    whole = (size * count, *x.shape[1:])
+    return jax.make_array_from_callback(whole, sharding, part)
 
   return jax.tree.map(put, batch)

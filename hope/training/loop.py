@@ -111,10 +111,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
   files = Mirror(workdir)
   folder = files.local
   mesh = mesh_lib.make_mesh(config)
-  index, count = mesh_lib.share(mesh)
-  data = data_lib.open_data(
-    config, str(folder), process_index=index, process_count=count
-  )
+  rows = mesh_lib.rows(mesh, config.data.batch_size)
+  data = data_lib.open_data(config, str(folder), rows)
   config = config_lib.resolve(config, data.vocab_size)
   heldout, bytes_per_token = data.eval_batches(), data.bytes_per_token
   train = data.train_iterator()

@@ -209,19 +209,19 @@ def report(result: Report, topology: str, chip: Chip) -> None:
 
 
 def candidates(config: Any, chips: int) -> Iterator[dict[str, Any]]:
-  """Fields to try: all meshes, with each remat, chunk and batch size.
+  """Fields to try: of every mesh each remat, chunk and batch size.
 
   Args:
     config: resolved.
     chips: of the topology.
   """
   heads = config.model.num_heads
-  for rows, chunk, remat in itertools.product(
-    (config.data.batch_size, 2 * config.data.batch_size),
-    (64, 128),
-    (True, False),
-  ):
-    for fsdp, seq in itertools.product((16, 32, 8, 64, 4), (1, 2, 4, 8, 16)):
+  for fsdp, seq in itertools.product((16, 32, 8, 64, 4), (1, 2, 4, 8, 16)):
+    for remat, rows, chunk in itertools.product(
+      (True, False),
+      (config.data.batch_size, 2 * config.data.batch_size),
+      (64, 128),
+    ):
       data, rest = divmod(chips, seq * fsdp)
       if rest or not data or rows % (data * fsdp) or heads % seq:
         continue
@@ -323,6 +323,8 @@ def main(argv: Sequence[str]) -> None:
   except DoesNotCompileError as error:
     print(f'error: it does not compile: {error}', file=sys.stderr)
     sys.exit(1)
+  if values.json:
+    pathlib.Path(values.json).write_text(json.dumps(result._asdict()) + '\n')
   if values.fast:
     print(
       f'It compiles for {values.topology}: {result.parameters:,} parameters on '
@@ -340,8 +342,6 @@ def main(argv: Sequence[str]) -> None:
     'memory to spare.'
   )
   print(json.dumps(result._asdict()))
-  if values.json:
-    pathlib.Path(values.json).write_text(json.dumps(result._asdict()) + '\n')
   if not fits:
     sys.exit(1)
 

@@ -150,6 +150,7 @@ def base_config() -> ml_collections.ConfigDict:
   optimizer.normalize_updates = False
   optimizer.warmup_steps = 20
   optimizer.final_fraction = 0.1
+  # Of matrices; 'delta_gradient_descent' has its retention instead.
   optimizer.weight_decay = 0.1
   # AdamW's.
   optimizer.b1 = 0.9
@@ -265,6 +266,7 @@ _POSITIVE = (
   'train.checkpoint_every',
   'train.keep',
   'train.eval_batches',
+  'sample.tokens',
   'mesh.fsdp',
   'mesh.seq',
   'mesh.tensor',
@@ -377,7 +379,10 @@ def _validate(config):
   for path in _POSITIVE:
     if _get(config, path) < 1:
       raise ValueError(f'{path}={_get(config, path)} must be at least 1.')
-  for path in ('train.keep_every', 'train.keep_best', 'train.watchdog'):
+  for path in (
+    *('train.keep_every', 'train.keep_best', 'train.watchdog'),
+    *('sample.temperature', 'sample.top_k', 'optimizer.weight_decay'),
+  ):
     if _get(config, path) < 0:
       raise ValueError(f'{path}={_get(config, path)} must not be negative.')
   model, titans = config.model, config.model.titans

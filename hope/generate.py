@@ -41,7 +41,7 @@ def load(workdir: str):
   Raises:
     ValueError: if workdir holds no run or no checkpoint.
   """
-  files = Mirror(workdir)
+  files = Mirror(workdir, reading=True)
   folder = files.workdir
   path = folder / 'config.json'
   if not path.is_file():
@@ -51,7 +51,7 @@ def load(workdir: str):
     )
   config = ml_collections.ConfigDict(json.loads(path.read_text()))
   check_complete(config)
-  config.model.titans.kernel = 'xla'
+  config.model.titans.kernel = 'xla'  # the fingerprint is of other fields
   config = ml_collections.FrozenConfigDict(config)
   tokenizer = tokenization.open_tokenizer(config, str(files.local))
   graph, abstract = step_lib.abstract_state(config, one_device())

@@ -41,7 +41,11 @@ def open_topology(name: str, gpu_target: str = '') -> tuple[Chip, list[Any]]:
     ValueError: if there is no such topology, or no compiler for it.
   """
   generation, _, shape = name.partition(':')
-  if generation == 'h100' and shape.isdigit():
+  if generation == 'h100':
+    if not shape.isdigit():
+      raise ValueError(
+        f'--topology={name!r}: write h100:N for N GPUs, as in h100:8.'
+      )
     target = pathlib.Path(gpu_target)
     if not target.is_file():
       raise ValueError(

@@ -201,7 +201,10 @@ class Run:
     if not self._fresh:
       states = set(self._reach().values())
       if 'missing' not in states:
-        halted = all(state.startswith('halted') for state in states)
+        # A worker that was started anew since is lost, and not halted.
+        halted = 'running' not in states and any(
+          state.startswith('halted') for state in states
+        )
         say(f'training was {"halted" if halted else "started"} before.')
         return Phase.START if halted else Phase.FOLLOW
     file = pod_gcloud.command_file(self._options, self._scratch)

@@ -196,12 +196,22 @@ def orthogonalize(
 
   Returns:
     Like tree.
+
+  Raises:
+    ValueError: naming a leaf that has no axes.
   """
-  leaves, structure = jax.tree.flatten(tree)
+  paths, structure = jax.tree.flatten_with_path(tree)
+  leaves = [x for _, x in paths]
   batches: dict[Any, list] = {}
-  for place, (x, a) in enumerate(
-    zip(leaves, structure.flatten_up_to(axes), strict=True)
+  for place, ((keys, x), a) in enumerate(
+    zip(paths, structure.flatten_up_to(axes), strict=True)
   ):
+    if a is None:
+      path = jax.tree_util.keystr(keys, simple=True, separator='/')
+      raise ValueError(
+        f'{path} of shape {x.shape} is no matrix; leave it out by '
+        'optax.partition or optax.masked.'
+      )
     stack, restore = to_stack(x, a)
     tall = stack.shape[-2] > stack.shape[-1]
     if tall:

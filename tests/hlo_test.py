@@ -149,6 +149,7 @@ def test_executed_flops_of_kernels_on_several_devices():
     ('v5e-256', 'write GENERATION:AxB'),
     ('v9:2x2', 'one of v4, v5e, v5p, h100, v6e'),
     ('h100:8', 'needs --gpu_target=FILE'),
+    ('h100:2x4', 'write h100:N for N GPUs'),
     ('v5e:6x6', 'does not exist; try v5e:4x8'),
     ('v5p:4x4x5', 'does not exist; try v5p:4x4x4'),
   ],

@@ -285,6 +285,12 @@ print(json.dumps({
 """
 
 
+def test_what_cannot_be_orthogonalized_is_named():
+  tree = {'layer': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}}
+  with pytest.raises(ValueError, match='layer/bias of shape .* is no matrix'):
+    optimizers.orthogonalize(tree, optimizers.matrix_axes(tree))
+
+
 @pytest.mark.parametrize('kind', ['auto', 'explicit'])
 def test_no_collective_in_the_iteration(kind):
   process = subprocess.run(

@@ -273,6 +273,15 @@ def test_slices_that_are_not_there():
     mesh_lib.make_mesh(config, [device, device])
 
 
+def test_nodes_of_gpus_are_no_slices():
+  config = configured(**{'mesh.fsdp': 2, 'data.batch_size': 2})
+  devices = [
+    FakeTpu(id=i, platform='gpu', device_kind='H100', slice_index=i)
+    for i in range(2)
+  ]
+  assert mesh_lib.make_mesh(config, devices).shape['fsdp'] == 2
+
+
 def test_a_kernel_that_the_devices_cannot_run():
   config = configured(**{'model.titans.kernel': 'pallas'})
   device = types.SimpleNamespace(platform='cuda')

@@ -49,6 +49,21 @@ def test_files_are_copied_and_a_run_goes_on_from_them(bucket, tmp_path):
   assert (again.local / 'metrics.jsonl').read_text() == '{"step": 1}\n'
 
 
+def test_what_another_run_of_this_name_left_is_not_pushed(bucket):
+  files = mirror.Mirror('gs://bucket/run')
+  (files.local / 'results.json').write_text('{}')
+  mirror.Mirror('gs://bucket/run').push()
+  assert not (files.workdir / 'results.json').exists()
+
+
+def test_reading_leaves_the_folder_of_a_run_alone(bucket):
+  files = mirror.Mirror('gs://bucket/run')
+  (files.local / 'metrics.jsonl').write_text('{"step": 1}\n')
+  reader = mirror.Mirror('gs://bucket/run', reading=True)
+  assert reader.local != files.local
+  assert (files.local / 'metrics.jsonl').read_text() == '{"step": 1}\n'
+
+
 def test_another_workdir_has_another_folder(bucket):
   names = ('gs://bucket/run', 'gs://bucket/other')
   assert len({mirror.Mirror(name).local for name in names}) == 2

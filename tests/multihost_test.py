@@ -1,5 +1,7 @@
 """Runs of several processes: moved to other meshes, and hurt in every way."""
 
+import contextlib
+import errno
 import json
 import pathlib
 import shutil
@@ -298,6 +300,32 @@ def test_a_run_moves_to_another_mesh(home, tmp_path, processes, devices, axes):
   assert list(found) == list(expected)
   for step, loss in expected.items():
     assert found[step] == pytest.approx(loss, rel=1e-5), step
+
+
+@pytest.mark.parametrize(
+  ('error', 'training', 'code'),
+  [
+    (ValueError('a field'), False, multihost.MISUSED),
+    (ValueError('a bug'), True, multihost.FAILED),
+    (PermissionError(errno.EACCES, 'x'), False, multihost.MISUSED),
+    (OSError(errno.ENOSPC, 'full'), True, multihost.MISUSED),
+    (OSError(errno.EIO, 'a disk of the network'), True, multihost.BROKEN),
+    (OSError('a bucket'), True, multihost.BROKEN),
+    (ConnectionResetError(), True, multihost.BROKEN),
+    (KeyError('a bug'), True, multihost.FAILED),
+  ],
+)
+def test_exit_codes_of_errors(error, training, code, capsys):
+  try:
+    with multihost.in_training() if training else contextlib.nullcontext():
+      raise error
+  except Exception as caught:
+    with pytest.raises(SystemExit) as end:
+      multihost.fail(caught)
+  assert end.value.code == code
+  # What is not the user's to mend has its traceback.
+  traced = 'Traceback' in capsys.readouterr().err
+  assert traced == (code != multihost.MISUSED)
 
 
 def test_distributed_that_cannot_be_read():

@@ -11,6 +11,7 @@ from hope import config as config_lib
 from hope.parallel.mesh import one_device
 from hope.training import inputs, optimizer
 from hope.training import step as step_lib
+import optimizers
 
 
 def tiny(**optimizer_fields):
@@ -149,6 +150,32 @@ def test_normalized_updates_have_one_norm():
     np.testing.assert_allclose(
       optax.tree.norm(updates), config.optimizer.learning_rate, rtol=1e-3
     )
+
+
+def test_updates_that_need_inputs_are_normalized_too():
+  raw = tiny(name='delta_gradient_descent', normalize_updates=True)
+  config, params = config_lib.resolve(raw, 16), {'kernel': jnp.ones((3, 2))}
+  tx = optimizer.make_rule(config, 'delta_gradient_descent')
+  updates, _ = tx.update(
+    params, tx.init(params), params, inputs={'kernel': jnp.eye(3)}
+  )
+  np.testing.assert_allclose(
+    optax.tree.norm(updates), config.optimizer.learning_rate, rtol=1e-3
+  )
+
+
+def test_a_slow_level_takes_the_rate_of_the_step_that_it_moves_at():
+  raw = tiny(learning_rate=1.0, warmup_steps=8, weight_decay=0.0)
+  config, params = config_lib.resolve(raw, 16), {'kernel': jnp.ones((3, 2))}
+  rates = []
+  for period in (1, 4):
+    tx = optimizers.every(period, optimizer.make_rule(config, 'adamw', period))
+    state = tx.init(params)
+    for _ in range(8):
+      updates, state = tx.update(params, state, params)
+    # Adam's update is the rate where the gradient is always the same.
+    rates.append(float(-updates['kernel'][0, 0]))
+  np.testing.assert_allclose(rates, 7 / 8, rtol=1e-3)
 
 
 class Net(nnx.Module):

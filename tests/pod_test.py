@@ -1,8 +1,11 @@
 """What launch/pod.py would run: plans, messages, shell scripts."""
 
 import json
+import math
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +13,9 @@ import sys
 import pod_cases
 from pod_cases import pod
 import pytest
+
+from experiments import smoke
+from hope.parallel import mesh
 
 COMMON = (
   '--config=experiments/smoke.py:seed=1',
@@ -93,6 +99,34 @@ def test_tpu_vm():
     f'{alive} {place}',
     f'gcloud compute tpus queued-resources delete r1 --force {place}',
   ]
+
+
+def examples():
+  """The commands of launch/README.md that start a run, in words."""
+  text = (pod_cases.LAUNCH / 'README.md').read_text()
+  for block in re.findall(r'```bash\n(.*?)```', text, re.DOTALL):
+    words = shlex.split(block.replace('\\\n', ' '))
+    if any(word.startswith('--config=experiments/') for word in words):
+      yield words[words.index('launch/pod.py') + 1 :]
+
+
+@pytest.mark.parametrize('words', list(examples()), ids=lambda x: x[0])
+def test_the_batch_of_an_example_divides_over_its_devices(words):
+  split = words.index('--') if '--' in words else len(words)
+  own = dict(word.lstrip('-').split('=', 1) for word in words[1:split])
+  number = lambda *names: math.prod(int(own[name]) for name in names)
+  devices = {
+    'local': lambda: number('processes', 'devices-per-process'),
+    'tpu-vm': lambda: int(own['accelerator-type'].rpartition('-')[2]),
+    'gke': lambda: int(own['tpu-type'].rpartition('-')[2]),
+    'slurm': lambda: number('nodes', 'gpus-per-node'),
+  }[words[0]]()
+  config = smoke.get_config()
+  assert own['config'] == 'experiments/smoke.py'
+  for word in words[split + 1 :]:
+    field, value = word.removeprefix('--config.').split('=')
+    config.update_from_flattened_dict({field: int(value)})
+  assert math.prod(mesh.shape(config, devices).values()) == devices
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,6 +229,17 @@ def loaded(finished):
   )
 
 
+def test_a_run_of_a_kernel_for_tpus_speaks(finished, tmp_path):
+  workdir = shutil.copytree(finished, tmp_path / 'run')
+  config = json.loads((workdir / 'config.json').read_text())
+  config['model']['titans']['kernel'] = 'pallas'
+  (workdir / 'config.json').write_text(json.dumps(config))
+  config, *_, params = generate.load(str(workdir))
+  assert config.model.titans.kernel == 'xla'
+  expected = restore(finished).state.params
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
 def test_a_seed_draws_one_text(loaded):
   one, two, other = (
     sampling.generate(*loaded, 20, temperature=2.0, seed=seed)
@@ -263,6 +275,9 @@ def test_greedy_decoding_is_the_whole_pass(loaded):
     ('mesh.tensor', 4, 'mesh.tensor=4 = 4 does not divide'),
     ('mesh.data', 7, 'but there are'),
     ('model.preset', 'large', 'choose one of'),
+    ('sample.tokens', 0, 'must be at least 1'),
+    ('sample.temperature', -1.0, 'must not be negative'),
+    ('sample.prompt', '', 'sample.prompt is empty'),
     ('workdir', '{home}/tiny.py', 'No files can be written'),
     ('workdir', '{home}/other', 'another configuration'),
   ],

@@ -173,8 +173,9 @@ def test_errors():
 @pytest.mark.parametrize(
   'name',
   [
+    'associative_momentum',
+    'deep_momentum',
     'gradient_descent',
-    'matrices',
     'momentum',
     'multi_scale_momentum',
     'timescales',
@@ -182,4 +183,5 @@ def test_errors():
 )
 def test_examples(name):
   module = importlib.import_module(f'optimizers.{name}')
-  assert doctest.testmod(module).failed == 0
+  failed, attempted = doctest.testmod(module)
+  assert attempted and not failed

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 import os
 import time
 from typing import Protocol
+import uuid
 
 from absl import logging
 import ml_collections
@@ -227,7 +228,7 @@ def _trained_bpe(
   if path:
     # Every process of a run trains the same and may write at the same time.
     os.makedirs(workdir, exist_ok=True)
-    partial = f'{path}.{os.getpid()}'
+    partial = f'{path}.{uuid.uuid4().hex}'
     model.save(partial)
     os.replace(partial, path)
   return BpeTokenizer(model)

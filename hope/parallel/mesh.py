@@ -119,12 +119,14 @@ def make_mesh(
   sizes = shape(config, len(devices), partly=partly)
   devices = devices[: math.prod(sizes.values())]
   slices, on_cpu = config.mesh.slices, devices[0].platform == 'cpu'
-  # On CPUs a process stands for a slice.
+  on_tpu = devices[0].platform == 'tpu'
+  # On CPUs a process stands for a slice, on GPUs a node is one. Only TPUs have
+  # to be told of their slices: the other networks join all devices alike.
   slice_of = lambda d: (
     d.process_index if on_cpu else getattr(d, 'slice_index', 0)
   )
   found = len({slice_of(device) for device in devices})
-  if slices != found and not (on_cpu and slices == 1):
+  if slices != found and (on_tpu or slices > 1):
     raise ValueError(
       f'mesh.slices={slices}, but the devices are in {found}; try mesh.slices='
       f'{found}.'

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import errno
 import faulthandler
 import json
 import os
@@ -25,6 +26,9 @@ STUCK = 83  # nothing happened for too long
 
 # What jax and the operating system say when another process is gone.
 _BROKEN = (jax.errors.JaxRuntimeError, TimeoutError, ConnectionError)
+# What the user can mend although training has begun. Other errors of files are
+# the network's or the bucket's.
+_MENDED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 # Seconds until a silent process counts as dead.
 _HEARTBEAT = 60
 # Seconds that a process that is done waits for the others.
@@ -182,9 +186,15 @@ def fail(error: BaseException) -> NoReturn:
     error: with `explained = True` its text says all, without a traceback.
   """
   explained = getattr(error, 'explained', False)
+  training = getattr(error, 'in_training', False)
+  mended = getattr(error, 'errno', None) in _MENDED
   if isinstance(error, _BROKEN):
     code = BROKEN
-  elif isinstance(error, ValueError | OSError):
+  elif isinstance(error, OSError) and training and not mended:
+    code = BROKEN
+  elif isinstance(error, OSError) or (
+    isinstance(error, ValueError) and not training
+  ):
     code, explained = MISUSED, True
   else:
     code = FAILED
@@ -200,14 +210,17 @@ def fail(error: BaseException) -> NoReturn:
 
 
 @contextlib.contextmanager
-def failing_at_once() -> Iterator[None]:
-  """Of several processes, ends this one where an error occurs.
+def in_training() -> Iterator[None]:
+  """Marks errors as those of training: few of them are the user's to mend.
 
-  Inside all other contexts: leaving those may wait for processes that are gone.
+  Of several processes, ends this one at once. It is inside all other contexts:
+  leaving those may wait for processes that are gone.
   """
   try:
     yield
   except Exception as error:
+    marked: Any = error
+    marked.in_training = True
     if jax.process_count() > 1:
       fail(error)
     raise
@@ -217,5 +230,11 @@ def finish(code: int) -> NoReturn:
   """Ends a process that is done, or stopped and saved, with the others."""
   sys.stdout.flush()
   if jax.distributed.is_initialized():
-    jax.distributed.shutdown()
+    try:
+      jax.distributed.shutdown()
+    except jax.errors.JaxRuntimeError as error:
+      # Another one was gone before the end; here all is done.
+      print(f'Not all processes ended together: {error}', file=sys.stderr)
+      sys.stderr.flush()
+      os._exit(code)
   sys.exit(code)

@@ -1,6 +1,8 @@
 """A run from its first step to its last, as a story."""
 
+from collections.abc import Iterable, Iterator
 import contextlib
+import io
 import json
 import math
 from typing import Any
@@ -30,10 +32,27 @@ class NonFiniteLossError(RuntimeError):
   explained = True
 
 
+# Training bytes that are counted for a yardstick: some seconds' work, while the
+# other processes wait.
+_COUNTED = 1 << 28
+
+
+def _first(documents: Iterable[bytes], size: int) -> Iterator[bytes]:
+  """Documents, until they hold so many bytes."""
+  for document in documents:
+    yield document
+    size -= len(document)
+    if size <= 0:
+      return
+
+
 def _yardsticks(
   config: ml_collections.ConfigDict, data: data_lib.Data
 ) -> dict[str, float]:
-  """Bits per byte of an order-2 count model and of xz on the held-out bytes."""
+  """Bits per byte of an order-2 count model and of xz on the held-out bytes.
+
+  Choice: the model counts the first 256 MiB of the training documents.
+  """
   if data_lib.is_synthetic(config):
     return {}
   batches = data_lib.eval_batches(
@@ -43,7 +62,9 @@ def _yardsticks(
   text = data.tokenizer.decode(rows.reshape(-1)).encode()
   train = (content for _, content in data_lib.documents(config, 'train'))
   return {
-    'order-2 counts': yardsticks.order2_bits_per_byte(train, text),
+    'order-2 counts': yardsticks.order2_bits_per_byte(
+      _first(train, _COUNTED), text
+    ),
     'xz -9': yardsticks.xz_bits_per_byte(text),
   }
 
@@ -69,11 +90,13 @@ def _refuse(files: Mirror, step: int, batch, metrics) -> None:
   part = ''
   if jax.process_count() > 1:
     part = f'_process_{jax.process_index()}'
-  name = f'nonfinite_batch_step_{step}{part}.npz'
-  np.savez(files.local / name, **batch)
+  path = files.workdir / f'nonfinite_batch_step_{step}{part}.npz'
+  content = io.BytesIO()
+  np.savez(content, **batch)
+  path.write_bytes(content.getvalue())
   if multihost.is_leader():
     files.push()
-  path = files.workdir / name
+  multihost.wait_for_all('refuse')  # the first to end ends the others
   norms = {k: float(v) for k, v in metrics.items() if 'state_norm' in k}
   grown = ''
   if norms:
@@ -114,6 +137,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
   rows = mesh_lib.rows(mesh, config.data.batch_size)
   data = data_lib.open_data(config, str(folder), rows)
   config = config_lib.resolve(config, data.vocab_size)
+  if not (
+    data_lib.is_synthetic(config)
+    or len(data.tokenizer.encode(config.sample.prompt))
+  ):
+    raise ValueError('sample.prompt is empty; give at least one letter.')
   heldout, bytes_per_token = data.eval_batches(), data.bytes_per_token
   train = data.train_iterator()
   check_workdir(files.workdir, config.to_dict())
@@ -152,7 +180,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
     ):
       stack.enter_context(resource)
     terminated = stack.enter_context(multihost.termination())
-    stack.enter_context(multihost.failing_at_once())
+    stack.enter_context(multihost.in_training())
     if start:
       progress.note(f'Going on from the checkpoint of step {start}.')
     pending: tuple[int, Any, Any] | None = None

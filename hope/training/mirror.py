@@ -8,6 +8,8 @@ at every checkpoint; checkpoints go to the bucket themselves.
 import hashlib
 import os
 import pathlib
+import shutil
+import tempfile
 
 from etils import epath
 import jax
@@ -29,8 +31,14 @@ class Mirror:
     workdir: where they are to be found.
   """
 
-  def __init__(self, workdir: str | os.PathLike[str]):
-    """Makes the local folder, and fetches what a continued run appends to."""
+  def __init__(self, workdir: str | os.PathLike[str], *, reading: bool = False):
+    """Makes the local folder, and fetches what a continued run appends to.
+
+    Args:
+      workdir: of the run.
+      reading: whether to leave the run's own local folder alone, as a run may
+        be writing there.
+    """
     if not is_remote(workdir):
       self.local = pathlib.Path(workdir).absolute()
       self.workdir = epath.Path(self.local)
@@ -40,10 +48,13 @@ class Mirror:
     cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     self.local = pathlib.Path(cache) / 'hope-jax' / name
     self.local /= f'process_{jax.process_index()}'
-    self.local.mkdir(parents=True, exist_ok=True)
+    if reading:
+      self.local = pathlib.Path(tempfile.mkdtemp(prefix='hope-jax-'))
+    # What is left there may be of another run of this name.
+    shutil.rmtree(self.local, ignore_errors=True)
+    self.local.mkdir(parents=True)
     for name in _CONTINUED:
       there = self.workdir / name
-      (self.local / name).unlink(missing_ok=True)
       if there.exists():
         (self.local / name).write_bytes(there.read_bytes())
 

@@ -145,10 +145,13 @@ def period(config: Config, path: tuple[str, ...]) -> int:
   return 1
 
 
-def _rule(config: Config, name: str, steps: int, mesh: Mesh | None):
+def make_rule(
+  config: Config, name: str, steps: int = 1, mesh: Mesh | None = None
+) -> optax.GradientTransformation:
   """A rule with decay and learning rate, for a level that moves every `steps`.
 
-  The learning rate is that of the training step that the update is made at.
+  The learning rate is that of the training step that the update is made at, the
+  last of its period.
   """
   o, schedule = config.optimizer, learning_rate(config)
   options = {
@@ -157,9 +160,13 @@ def _rule(config: Config, name: str, steps: int, mesh: Mesh | None):
   ratio = 1.0
   if name != o.name and o.other_learning_rate is not None:
     ratio = o.other_learning_rate / o.learning_rate
-  rate = lambda count: ratio * schedule(count * steps)
+  rate = lambda count: ratio * schedule((count + 1) * steps - 1)
   if name == 'delta_gradient_descent':
-    return RULES[name](rate, **options)
+    rule = RULES[name](rate, **options)
+    if not o.normalize_updates:
+      return rule
+    normalized = optax.normalize_by_update_norm()
+    return optax.chain(rule, normalized, optax.scale_by_schedule(rate))
   for axes in ('axes', 'weight_dimension_numbers'):
     if axes in inspect.signature(RULES[name]).parameters:
       options[axes] = matrix_axes
@@ -193,7 +200,7 @@ def make_optimizer(
 
   def level(steps: int):
     return optax.partition(
-      {name: _rule(config, name, steps, mesh) for name in names},
+      {name: make_rule(config, name, steps, mesh) for name in names},
       _of_path(lambda path, _: kind(config, path)),
     )
 

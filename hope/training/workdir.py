@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from typing import Any
+import uuid
 
 from absl import logging
 from etils import epath
@@ -12,7 +13,7 @@ import jax
 
 # Fields that may differ between a run and its continuation; one that ends in
 # a dot stands for every field below it. Changing train.steps moves the end of
-# the learning-rate schedule.
+# the learning-rate schedule; another kernel, remat or mesh rounds differently.
 RESUMABLE_FIELDS = (
   'train.steps',
   'train.log_every',
@@ -23,6 +24,9 @@ RESUMABLE_FIELDS = (
   'train.keep_best',
   'train.watchdog',
   'data.read_ahead',
+  'data.tfds_dir',
+  'model.titans.kernel',
+  'model.remat',
   'mesh.',
   'sample.',
 )
@@ -35,7 +39,8 @@ def check_writable(workdir: str | os.PathLike[str]) -> None:
     OSError: if they cannot.
   """
   workdir = epath.Path(workdir)
-  probe = workdir / f'.probe-{os.getpid()}'
+  # All processes of a run do this at once, and in containers many are number 1.
+  probe = workdir / f'.probe-{uuid.uuid4().hex}'
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     probe.write_text('probe')

@@ -302,6 +302,11 @@ def test_a_run_moves_to_another_mesh(home, tmp_path, processes, devices, axes):
     assert found[step] == pytest.approx(loss, rel=1e-5), step
 
 
+def caused(error, cause):
+  error.__cause__ = cause
+  return error
+
+
 @pytest.mark.parametrize(
   ('error', 'training', 'code'),
   [
@@ -312,6 +317,8 @@ def test_a_run_moves_to_another_mesh(home, tmp_path, processes, devices, axes):
     (OSError(errno.EIO, 'a disk of the network'), True, multihost.BROKEN),
     (OSError('a bucket'), True, multihost.BROKEN),
     (ConnectionResetError(), True, multihost.BROKEN),
+    (ValueError('UNKNOWN: Gloo AllGather failed'), True, multihost.BROKEN),
+    (caused(RuntimeError('a save'), TimeoutError()), True, multihost.BROKEN),
     (KeyError('a bug'), True, multihost.FAILED),
   ],
 )

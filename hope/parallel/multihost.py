@@ -6,6 +6,7 @@ import errno
 import faulthandler
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -26,6 +27,12 @@ STUCK = 83  # nothing happened for too long
 
 # What jax and the operating system say when another process is gone.
 _BROKEN = (jax.errors.JaxRuntimeError, TimeoutError, ConnectionError)
+# How the text of an error of the runtime begins: a ValueError, where the value of
+# a collective is waited for.
+_STATUS = re.compile(
+  '(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN)'
+  ': '
+)
 # What the user can mend although training has begun. Other errors of files are
 # the network's or the bucket's.
 _MENDED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -176,6 +183,15 @@ class Watchdog:
         os._exit(STUCK)
 
 
+def _is_broken(error: BaseException | None) -> bool:
+  """Whether an error, or what caused it, is one of the runtime's."""
+  if error is None:
+    return False
+  if isinstance(error, _BROKEN) or _STATUS.match(str(error)):
+    return True
+  return _is_broken(error.__cause__)
+
+
 def fail(error: BaseException) -> NoReturn:
   """Says why a process cannot go on, and ends it.
 
@@ -188,7 +204,7 @@ def fail(error: BaseException) -> NoReturn:
   explained = getattr(error, 'explained', False)
   training = getattr(error, 'in_training', False)
   mended = getattr(error, 'errno', None) in _MENDED
-  if isinstance(error, _BROKEN):
+  if _is_broken(error):
     code = BROKEN
   elif isinstance(error, OSError) and training and not mended:
     code = BROKEN

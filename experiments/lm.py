@@ -1,7 +1,9 @@
-"""Table 2 (language modelling): Hope and Hope-Attention, 760M and 1.3B.
+r"""Table 2 (language modelling): Hope and Hope-Attention, 760M and 1.3B.
 
-  python -m hope.main --config=experiments/lm.py:size=760m --workdir=...
-  python -m hope.aot --config=experiments/lm.py:size=1.3b --topology=v5e:16x16
+  python -m hope.main --config=experiments/lm.py:size=760m,fsdp=16,seq=2 \
+    --distributed=auto --workdir=...
+  python -m hope.aot --config=experiments/lm.py:size=1.3b,fsdp=16,seq=2 \
+    --topology=v5e:16x16
 
 Arguments: size ('760m', '1.3b', or another preset), mixer ('titans' or
 'attention'), seq_len (tokens), tokens (of a batch), source (of the data, as in

@@ -1,7 +1,8 @@
-"""Compiles a training step for TPUs that are not here, and says if it fits.
+r"""Compiles a training step for TPUs that are not here, and says if it fits.
 
   pip install .[aot]
-  python -m hope.aot --config=experiments/lm.py:size=1.3b --topology=v5e:16x16
+  python -m hope.aot --config=experiments/lm.py:size=1.3b,fsdp=16,seq=2 \
+    --topology=v5e:16x16
 
 The compiler is the TPU's own (libtpu, from PyPI), on a CPU machine. What it
 prints are a compiler's and a roofline's numbers: no TPU has run the program.

@@ -145,12 +145,13 @@ def base_config() -> ml_collections.ConfigDict:
   optimizer.learning_rate = 3e-3
   # Of parameters that are left to AdamW. None: the same.
   optimizer.other_learning_rate = config_dict.placeholder(float)
-  # Scale the updates of each level to a global norm of 1 before the learning
-  # rate: a control that compares directions alone.
+  # Scale the updates of each level and rule to a global norm of 1 before the
+  # learning rate: a control that compares directions alone.
   optimizer.normalize_updates = False
   optimizer.warmup_steps = 20
   optimizer.final_fraction = 0.1
-  # Of matrices; 'delta_gradient_descent' has its retention instead.
+  # Of matrices, the embedding and the convolution; 'delta_gradient_descent' has
+  # its retention instead.
   optimizer.weight_decay = 0.1
   # AdamW's.
   optimizer.b1 = 0.9
@@ -422,6 +423,15 @@ def _validate(config):
       )
   if titans.eta_max is not None and titans.eta_max < 0:
     raise ValueError(f'titans.eta_max={titans.eta_max} must not be negative.')
+  if model.mixer == 'attention' and model.width // model.num_heads % 2:
+    raise ValueError(
+      f'model.width={model.width} / model.num_heads={model.num_heads} must be '
+      'even, for the rotation of positions.'
+    )
+  if model.cms.hidden_multiple <= 0:
+    raise ValueError(
+      f'cms.hidden_multiple={model.cms.hidden_multiple} must be positive.'
+    )
   if not model.cms.periods or min(model.cms.periods) < 1:
     raise ValueError(
       f'cms.periods={tuple(model.cms.periods)} needs one period of at least 1 '
@@ -439,8 +449,12 @@ def _validate(config):
     )
   _check_mesh(config)
   parse_options(config.optimizer.name, config.optimizer.options)
-  if config.optimizer.learning_rate <= 0:
-    raise ValueError(
-      f'optimizer.learning_rate={config.optimizer.learning_rate} must be '
-      'positive.'
-    )
+  o = config.optimizer
+  for field in ('learning_rate', 'other_learning_rate', 'clip_norm', 'eps'):
+    if o[field] is not None and not o[field] > 0:
+      raise ValueError(f'optimizer.{field}={o[field]} must be positive.')
+  for field, end in (('b1', 1), ('b2', 1), ('final_fraction', math.inf)):
+    if not 0 <= o[field] < end:
+      raise ValueError(
+        f'optimizer.{field}={o[field]} must be at least 0 and below {end}.'
+      )

@@ -149,9 +149,13 @@ def _fast(config: ml_collections.FrozenConfigDict) -> list[Level]:
         'read by each token',
       )
     )
-  else:
+  elif model.mixer == 'titans':
     levels += _titans(model.titans)
+  else:
+    raise ValueError(f'The levels of model.mixer={model.mixer!r} are missing.')
   if model.cms.mode == 'in_context':
+    to_next = model.cms.variant == 'sequential'
+    where = 'to the next level' if to_next else 'summed over levels'
     for j, period in enumerate(model.cms.periods):
       levels.append(
         Level(
@@ -160,7 +164,7 @@ def _fast(config: ml_collections.FrozenConfigDict) -> list[Level]:
           _inner_objective(model.cms.objective, 'M(k)', 'v'),
           'its inputs so far',
           0,
-          'its output, to the next level',
+          f'its output, {where}',
         )
       )
   return levels
@@ -179,6 +183,8 @@ def _titans(options) -> list[Level]:
   }
   if not options.q_memory:
     del feeds['q']
+  if not options.retention:
+    del feeds['alpha']
   levels = []
   if options.self_modifying:
     for name, text in feeds.items():
@@ -305,6 +311,10 @@ def _optimizer(config: ml_collections.FrozenConfigDict) -> list[Level]:
   for (period, name), size in sizes.items():
     arguments = optimizer.arguments(config, name)
     for component, objective, ratio in _MEMORIES[name]:
+      if 'second moment' in component and not arguments.get(
+        'second_moment', True
+      ):
+        continue
       levels.append(
         Level(
           component + suffix(period),

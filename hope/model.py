@@ -13,7 +13,6 @@ import ml_collections
 from hope.layers.attention import CausalAttention
 from hope.layers.cms import ContinuumMemory
 from hope.layers.norm import RMSNorm
-from hope.layers.precision import at_least_float32
 from hope.layers.titans import SelfReferentialTitans, TitansOptions
 from hope.parallel import rules
 
@@ -133,4 +132,9 @@ class Hope(nnx.Module):
       (nnx.to_pure_dict(params), probes, state),
     )
     x = self.norm(x) * (self.embed.embedding.shape[-1] ** -0.5)
-    return at_least_float32(embed.attend(rules.constrain(x, 'logits'))), state
+    # Sums are of at least float32 and stay so: logits that are rounded to
+    # bfloat16 would tie.
+    x = rules.constrain(x, 'logits').astype(self.dtype)
+    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    table = embed.embedding[...].astype(self.dtype)
+    return jnp.matmul(x, table.T, preferred_element_type=dtype), state

@@ -128,6 +128,8 @@ def measure(
     'weights': np.ones(shape, np.float32),
   }
   mesh = mesh_lib.make_mesh(config)
+  # The cores of a CPU work on one product together.
+  units = 1 if mesh.devices.flat[0].platform == 'cpu' else mesh.size
   batch = mesh_lib.put_batch(batch, mesh)
   graph, abstract = step_lib.abstract_state(config, mesh)
   state = step_lib.init_state(config, abstract)
@@ -163,7 +165,7 @@ def measure(
     'matmul_flops_per_second': max(peaks),
     'matmul_flops_per_second_before': peaks[0],
     'matmul_flops_per_second_after': peaks[1],
-    'share_of_matmul_peak': rate * flops / max(peaks),
+    'share_of_matmul_peak': rate * flops / (max(peaks) * units),
     'peak_memory_bytes': memory,
     'peak_memory_of': memory_of,
     'compile_seconds': compile_seconds,

@@ -115,13 +115,13 @@ setup_env() {
     target+="[$extra]"
   fi
   echo 'Installing hope-jax and its requirements (minutes the first time).'
-  rm -f -- "$VENV"/.installed-*
   if ! "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check \
     --editable "$target"; then
-    # pip has undone what it did, so that the next try can go on from here.
+    # pip has undone what it did: what was installed before still is.
     _unlock
     _env_error 'the installation failed (see above); run this again to retry.'
   fi
+  rm -f -- "$VENV"/.installed-*
   printf '%s\n' "$wanted" >"$VENV/.installed-run"
   printf '%s\n' "$wanted" >"$VENV/.installed-$extra"
   _unlock

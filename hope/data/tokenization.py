@@ -53,8 +53,8 @@ class ByteTokenizer:
     return np.frombuffer(raw, np.uint8).astype(np.int32)
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text; what is not UTF-8 becomes U+FFFD."""
-    kept = bytes(i for i in map(int, ids) if i != self.document_separator)
+    """Returns the text; what is no UTF-8 becomes U+FFFD, what is no byte ''."""
+    kept = bytes(i for i in map(int, ids) if i < 256)
     return kept.decode(errors='replace')
 
 
@@ -254,12 +254,15 @@ def _train_bpe(corpus: sources.Corpus, size: int) -> tokenizers.Tokenizer:
 
 
 def _training_text(corpus: sources.Corpus) -> Iterator[str]:
-  """Yields training documents, evenly over the corpus, within the limit."""
-  total = 0
+  """Yields training documents, evenly over the corpus, within the limit.
+
+  Of a long document the beginning counts, so that there are several.
+  """
+  left = _BPE_TRAINING_BYTES
   order = np.random.default_rng(0).permutation(corpus.train)
   for index in order.tolist():
-    text = corpus.source.read(index)
-    total += len(text)
-    if total > _BPE_TRAINING_BYTES:
-      return
+    text = corpus.source.read(index)[: min(left, _BPE_TRAINING_BYTES // 16)]
     yield text.decode(errors='replace')
+    left -= len(text)
+    if not left:
+      return

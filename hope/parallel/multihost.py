@@ -27,8 +27,8 @@ STUCK = 83  # nothing happened for too long
 
 # What jax and the operating system say when another process is gone.
 _BROKEN = (jax.errors.JaxRuntimeError, TimeoutError, ConnectionError)
-# How the text of an error of the runtime begins: a ValueError, where the value of
-# a collective is waited for.
+# How the text of an error of the runtime begins: a ValueError where the value
+# of a collective is waited for.
 _STATUS = re.compile(
   '(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN)'
   ': '

@@ -221,7 +221,7 @@ def flops_per_token(
     config: a resolved configuration (`hope.config.resolve`).
     seq_len: tokens of a sequence.
   """
-  mixer = titans if config.model.mixer == 'titans' else attention
+  mixer = {'titans': titans, 'attention': attention}[config.model.mixer]
   layer = mixer(config, seq_len) + cms(config, seq_len)
   forward_pass = config.model.num_layers * layer + logits(config)
   return round(2 * _PASSES * forward_pass)

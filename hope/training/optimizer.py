@@ -59,7 +59,7 @@ def matrix_axes(params: Any) -> Any:
   """`MatrixAxes` of Hope's parameters; None for those that are no matrices.
 
   Kernels are stacked over layers, those of memories over heads too. The
-  embedding, the convolution, norms, gates and biases are no matrices.
+  embedding, the convolution, norms and biases are no matrices.
   """
   axes = optimizers.MatrixAxes(-2, -1)
   return _of_path(lambda path, _: axes if _is_matrix(path) else None)(params)

@@ -61,7 +61,12 @@ def abstract_state(
       or if `model.titans.kernel` is not written for the devices.
   """
   platform = mesh.devices.flat[0].platform
-  if config.model.titans.kernel == 'pallas' and platform not in ('cpu', 'tpu'):
+  kernel = config.model.titans.kernel
+  if (
+    config.model.mixer == 'titans'
+    and kernel == 'pallas'
+    and (platform not in ('cpu', 'tpu'))
+  ):
     raise ValueError(
       "model.titans.kernel='pallas' is written for TPUs, and the devices are "
       f"of the platform {platform}; try model.titans.kernel='xla'."

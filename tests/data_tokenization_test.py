@@ -31,6 +31,8 @@ def test_byte_round_trip():
   assert ids.tolist() == list(TEXT.encode())
   assert tokenizer.vocab_size == 257
   assert tokenizer.decode([*ids, tokenizer.document_separator]) == TEXT
+  # A model may have more tokens than its tokenizer.
+  assert tokenizer.decode([*ids, 300]) == TEXT
 
 
 def test_byte_tokens_of_bytes_that_are_not_utf8():
@@ -57,6 +59,13 @@ def test_bpe_round_trip(config):
   assert tokenizer.document_separator not in ids
   assert tokenizer.decode([*ids, tokenizer.document_separator]) == TEXT
   assert tokenizer.decode(tokenizer.encode(b'a\xff')) == 'a\ufffd'
+  assert len(tokenizer.encode('the document')) < len('the document')
+
+
+def test_bpe_is_trained_on_the_beginning_of_long_documents(config, monkeypatch):
+  monkeypatch.setattr(tokenization, '_BPE_TRAINING_BYTES', 4800)
+  config.data.tokenizer = 'bpe-train:270'  # each document is longer than 300
+  tokenizer = open_tokenizer(config)
   assert len(tokenizer.encode('the document')) < len('the document')
 
 

@@ -104,6 +104,21 @@ def test_without_learning_there_are_no_fast_levels():
   assert 'no learning' in rows['initial state of k', '1 per step'].passes_on
 
 
+def test_what_is_switched_off_is_no_level():
+  rows = by_name(make(**{'model.titans.retention': False}))
+  assert not [name for name, _ in rows if name == 'alpha']
+  fields = {'optimizer.name': 'm3', 'optimizer.options': 'second_moment=False'}
+  rows = by_name(make(**fields))
+  assert not [name for name, _ in rows if name.startswith('M3 second')]
+  rows = by_name(make(**CASES['independent_in_context']))
+  (level,) = (
+    row
+    for key, row in rows.items()
+    if key[0] == 'CMS level 1' and 'token' in key[1]
+  )
+  assert level.passes_on == 'its output, summed over levels'
+
+
 def test_cms_levels_have_their_own_periods():
   rows = by_name(make(**CASES['periods']))
   assert rows['CMS level 1', '1/4 per step'].parameters > 0

@@ -186,8 +186,12 @@ def write_curves(workdir, steps, layers):
   with metrics.MetricsWriter(workdir) as writer:
     for step in range(1, steps + 1):
       values = {'loss': 5 / step, 'bits_per_byte': 7 / step, 'tokens': step}
-      values |= {f'memory/write_norm/layer_{i}': i for i in range(layers)}
-      values |= {f'memory/state_norm/layer_{i}': i for i in range(layers)}
+      values |= {
+        f'{memory}/{norm}_norm/layer_{i}': i
+        for memory in ('memory', 'k')
+        for norm in ('write', 'state')
+        for i in range(layers)
+      }
       writer.write(step, 'train', values)
     writer.write(steps, 'eval', {'bits_per_byte': 2, 'tokens': steps})
 
@@ -198,7 +202,8 @@ def test_draws_curves(tmp_path, steps, layers):
   path = curves.draw_curves(tmp_path, {'gzip': 2.5, 'bigram': 3.5, 'xz': 2.51})
   assert path == tmp_path / 'curves.png'
   pixels = image.imread(path)
-  assert pixels.shape == (1065 if layers else 660, 1350, 4)
+  # Two rows of panels more: one for each memory.
+  assert pixels.shape == (1470 if layers else 660, 1350, 4)
   assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 50
   assert not list(tmp_path.glob('*.tmp'))
 

@@ -211,6 +211,34 @@ def test_resolve_refuses_less_than_one(path):
   assert str(error.value).startswith(path)
 
 
+@pytest.mark.parametrize(
+  ('path', 'value', 'message'),
+  [
+    ('optimizer.clip_norm', 0.0, 'must be positive'),
+    ('optimizer.other_learning_rate', -1.0, 'must be positive'),
+    ('optimizer.b2', 1.0, 'at least 0 and below 1'),
+    ('optimizer.final_fraction', -0.1, 'at least 0'),
+    ('model.cms.hidden_multiple', 0.0, 'must be positive'),
+    ('sample.top_k', -1, 'must not be negative'),
+  ],
+)
+def test_resolve_refuses_numbers_out_of_range(path, value, message):
+  with pytest.raises(ValueError, match=f'{path.split(".", 1)[1]}.*{message}'):
+    resolved(**{path: value})
+
+
+def test_heads_of_attention_are_even():
+  fields = {'model.mixer': 'attention', 'model.width': 66}
+  with pytest.raises(ValueError, match='must be even'):
+    resolved(**fields, **{'model.num_heads': 22})
+
+
+def test_logits_of_bfloat16_are_not_rounded():
+  model = make(**{'model.dtype': 'bfloat16', 'model.mixer': 'attention'})
+  logits, _ = model(tokens())
+  assert (logits != logits.astype(jnp.bfloat16)).mean() > 0.9
+
+
 def test_parse_arg():
   values = config_lib.parse_arg('a=2,c=true', a=1, b=0.5, c=False, d='x')
   assert isinstance(values, ml_collections.ConfigDict)

@@ -90,7 +90,7 @@ def _draw_yardsticks(axes, yardsticks: Mapping[str, float]) -> None:
 
 
 def _draw_layers(axes, records, quantity: str, names, x_name: str) -> None:
-  """Draws one quantity of the memories, a curve per layer."""
+  """Draws one quantity of a memory, as 'k/write_norm', a curve per layer."""
   layers = sorted(names)
   norm = colors.Normalize(layers[0], max(layers[-1], layers[0] + 1))
   palette = colors.LinearSegmentedColormap.from_list(
@@ -102,7 +102,10 @@ def _draw_layers(axes, records, quantity: str, names, x_name: str) -> None:
       x, y = _series(records, 'eval', names[layer], x_name)
     color = palette(norm(layer))
     axes.plot(x, y, color=color, linewidth=1.4, label=f'layer {layer}')
-  axes.set_title(f'memories: {quantity.replace("_", " ")}')
+  memory, _, norm_of = quantity.partition('/')
+  if memory != 'memory':
+    memory = f'memory {memory}'
+  axes.set_title(f'{memory}: {norm_of.replace("_", " ")}')
   if len(layers) > 6:
     beside = axes.inset_axes((1.03, 0, 0.025, 1))
     bar = axes.figure.colorbar(cm.ScalarMappable(norm, palette), cax=beside)
@@ -121,8 +124,8 @@ def draw_curves(
   """Draws the metrics of a run as `<workdir>/curves.png`.
 
   The largest panel shows bits per byte, or else the loss, of training and of
-  held-out data. There are others for the accuracy and for every quantity of
-  the memories with keys like 'memory/write_norm/layer_0', where there are any.
+  held-out data. There are others for the accuracy and for the norms of every
+  memory, with keys like 'k/write_norm/layer_0', where there are any.
 
   Args:
     workdir: Directory of the run.
@@ -146,13 +149,18 @@ def draw_curves(
     )
   memories = {}
   for key in keys:
-    match = re.fullmatch(r'memory/(.+)/layer_(\d+)', key)
+    match = re.fullmatch(r'(.+/(?:state|write)_norm)/layer_(\d+)', key)
     if match:
       memories.setdefault(match[1], {})[int(match[2])] = key
   x_name = 'tokens' if 'tokens' in keys else 'step'
 
-  small = [*names[1:], *memories]
-  rows = math.ceil(len(small) / 2)
+  # Two panels a row: of a memory, its state and what is written.
+  in_rows = [
+    panels[place : place + 2]
+    for panels in (names[1:], sorted(memories))
+    for place in range(0, len(panels), 2)
+  ]
+  rows = len(in_rows)
   picture = figure.Figure(
     figsize=(9, 4.4 + 2.7 * rows), dpi=150, layout='constrained'
   )
@@ -165,10 +173,13 @@ def draw_curves(
   _draw_yardsticks(main, yardsticks or {})
   main.legend(**_LEGEND)
   all_axes = [main]
-  for place, name in enumerate(small):
-    last = place == len(small) - 1 and place % 2 == 0
-    column = slice(None) if last else place % 2
-    axes = picture.add_subplot(grid[1 + place // 2, column])
+  panels = [
+    (name, (1 + place, column if len(row) > 1 else slice(None)))
+    for place, row in enumerate(in_rows)
+    for column, name in enumerate(row)
+  ]
+  for name, place in panels:
+    axes = picture.add_subplot(grid[place])
     if name in memories:
       _draw_layers(axes, records, name, memories[name], x_name)
     else:

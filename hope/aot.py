@@ -11,7 +11,7 @@ prints are a compiler's and a roofline's numbers: no TPU has run the program.
   --search  tries meshes, batches, remat and chunk sizes; prints the best
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import itertools
 import json
 import math
@@ -209,65 +209,75 @@ def report(result: Report, topology: str, chip: Chip) -> None:
   )
 
 
-def candidates(config: Any, chips: int) -> Iterator[dict[str, Any]]:
-  """Fields to try: of every mesh each remat, chunk and batch size.
+def meshes(config: Any, chips: int) -> list[dict[str, int]]:
+  """Fields of the meshes to try.
 
   Args:
     config: resolved.
     chips: of the topology.
   """
-  heads = config.model.num_heads
+  found = []
   for fsdp, seq in itertools.product((16, 32, 8, 64, 4), (1, 2, 4, 8, 16)):
-    for remat, rows, chunk in itertools.product(
-      (True, False),
-      (config.data.batch_size, 2 * config.data.batch_size),
-      (64, 128),
-    ):
-      data, rest = divmod(chips, seq * fsdp)
-      if rest or not data or rows % (data * fsdp) or heads % seq:
-        continue
-      yield {
-        'mesh.data': data,
-        'mesh.fsdp': fsdp,
-        'mesh.seq': seq,
-        'data.batch_size': rows,
-        'model.remat': remat,
-        'model.titans.chunk_size': chunk,
-        'model.titans.projection_chunk_size': chunk,
-      }
+    data, rest = divmod(chips, seq * fsdp)
+    divides = not rest and data and not config.data.batch_size % (data * fsdp)
+    if divides and not config.model.num_heads % seq:
+      found.append({'mesh.data': data, 'mesh.fsdp': fsdp, 'mesh.seq': seq})
+  return found
+
+
+def settings(config: Any) -> list[dict[str, Any]]:
+  """Fields of the batches, remat and chunks to try, the configuration's first.
+
+  Args:
+    config: resolved.
+  """
+  batch, remat = config.data.batch_size, config.model.remat
+  chunk = config.model.titans.chunk_size
+  return [
+    {
+      'data.batch_size': batch * times,
+      'model.remat': recomputed,
+      'model.titans.chunk_size': tokens,
+      'model.titans.projection_chunk_size': tokens,
+    }
+    for times, recomputed, tokens in itertools.product(
+      (1, 2), (remat, not remat), (chunk, 64 if chunk != 64 else 128)
+    )
+  ]
 
 
 def search(
   config: Any, devices: Sequence[Any], chip: Chip, tries: int, spare: float
 ) -> tuple[Report, dict[str, Any]]:
-  """The candidate of most tokens per second that fits, by the roofline.
+  """The fields of most tokens per second that fit, by the roofline.
+
+  Half of the tries are meshes with the configuration's own settings, the others
+  settings on the best of these meshes.
 
   Args:
     config: as loaded, not resolved.
     devices: of a topology.
     chip: that the devices are.
-    tries: candidates that are compiled.
+    tries: programs that are compiled.
     spare: share of the memory that is to stay free.
 
   Raises:
     DoesNotCompileError: if none fits.
+    ValueError: if no mesh divides the sizes.
   """
   from hope.config import resolve
 
   vocab_size = config.model.vocab_size or 257
-  best, tried = None, 0
-  for fields in candidates(resolve(config, vocab_size), len(devices)):
-    if tried == tries:
-      break
+  found: list[tuple[Report, dict[str, Any]]] = []  # what fits
+
+  def attempt(fields: dict[str, Any]) -> None:
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict(fields)
     try:
-      resolved = resolve(changed, vocab_size)
-      tried += 1
-      result = compile_step(resolved, devices, chip)
+      result = compile_step(resolve(changed, vocab_size), devices, chip)
     except (ValueError, DoesNotCompileError) as error:
       print(f'{fields}: {one_line(error)}', flush=True)
-      continue
+      return
     fits = result.memory_bytes <= (1 - spare) * chip.memory
     print(
       f'{fields}: {result.memory_bytes / GIB:.2f} GiB, '
@@ -275,14 +285,28 @@ def search(
       f'tokens/s{"" if fits else ", does not fit"}',
       flush=True,
     )
-    rate = result.tokens_per_second
-    if fits and (best is None or rate > best[0].tokens_per_second):
-      best = (result, fields)
-  if best is None:
-    raise DoesNotCompileError(
-      f'None of the {tried} candidates leaves {spare:.0%} of the memory free.'
+    if fits:
+      found.append((result, fields))
+
+  best = lambda: max(found, key=lambda x: x[0].tokens_per_second)
+  resolved = resolve(config, vocab_size)
+  own, *others = settings(resolved)
+  places = meshes(resolved, len(devices))
+  if not places:
+    raise ValueError(
+      f'No mesh of {len(devices)} chips divides data.batch_size='
+      f'{resolved.data.batch_size}; give a larger batch.'
     )
-  return best
+  for place in places[: (tries + 1) // 2]:
+    attempt(place | own)
+  place = best()[1] if found else places[0] | own
+  for other in others[: tries // 2]:
+    attempt(place | other)
+  if not found:
+    raise DoesNotCompileError(
+      f'None of {tries} candidates leaves {spare:.0%} of the memory free.'
+    )
+  return best()
 
 
 def _define_flags() -> None:
@@ -293,7 +317,7 @@ def _define_flags() -> None:
   flags.DEFINE_string('gpu_target', '', 'Of h100: its target_config, a file.')
   flags.DEFINE_bool('fast', False, 'Only whether it compiles, in seconds.')
   flags.DEFINE_bool('search', False, 'Look for the fastest mesh that fits.')
-  flags.DEFINE_integer('tries', 6, 'Candidates of a search.', lower_bound=1)
+  flags.DEFINE_integer('tries', 8, 'Programs of a search.', lower_bound=1)
   flags.DEFINE_float('spare', 0.2, 'Share of the memory to stay free.')
   flags.DEFINE_string('json', None, 'File to write the result to as well.')
   flags.mark_flags_as_required(['config', 'topology'])

@@ -132,10 +132,10 @@ def test_what_does_not_end_in_time_is_killed(gang):
 
 def test_one_that_is_done_does_not_end_the_others(gang):
   supervisor, workdir = gang(2)
-  first = pod_cases.started(workdir, 2)
+  pids = {x['index']: x['pid'] for x in pod_cases.started(workdir, 2)}
   pod_cases.write(workdir / 'exit-1', '0')
-  pod_cases.wait_for(lambda: pod_cases.is_gone(first[1]['pid']))
-  assert not pod_cases.is_gone(first[0]['pid'])
+  pod_cases.wait_for(lambda: pod_cases.is_gone(pids['1']))
+  assert not pod_cases.is_gone(pids['0'])
   pod_cases.write(workdir / 'exit-0', '0')
   code, out, _ = pod_cases.finish(supervisor)
   assert code == 0

@@ -13,6 +13,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from hope.memory.stream import KERNELS, check_kernel
+from hope.parallel.mesh import check_sizes
 from hope.training.optimizer import RULES, parse_options
 
 
@@ -343,32 +344,6 @@ def _get(config, path):
   return config
 
 
-def _check_mesh(config) -> None:
-  """Raises ValueError if the axes of the mesh do not divide the sizes."""
-  model, mesh = config.model, config.mesh
-  hidden = int(model.width * model.cms.hidden_multiple)
-  sizes = [
-    ('model.num_heads', model.num_heads, ('tensor', 'seq')),
-    ('data.seq_len', config.data.seq_len, ('seq', 'tensor')),
-    ('model.width', model.width, ('fsdp', 'tensor')),
-    ('the hidden width of a level', hidden, ('tensor',)),
-  ]
-  if model.mixer == 'titans':
-    head = model.width // model.num_heads
-    sizes.append(('the width of a head', head, ('fsdp',)))
-  for name, size, axes in sizes:
-    parts = math.prod(mesh[axis] for axis in axes)
-    if size % parts:
-      axis = max(axes, key=lambda axis: mesh[axis])
-      others = parts // mesh[axis]
-      fit = [n for n in range(1, size + 1) if size % (n * others) == 0] or [1]
-      near = min(fit, key=lambda n: abs(n - mesh[axis]))
-      given = ' x '.join(f'mesh.{axis}={mesh[axis]}' for axis in axes)
-      raise ValueError(
-        f'{given} does not divide {name}={size}; try mesh.{axis}={near}.'
-      )
-
-
 def _validate(config):
   """Raises ValueError for the first field that cannot work."""
   for path, allowed in _CHOICES.items():
@@ -447,7 +422,7 @@ def _validate(config):
       f'optimizer.warmup_steps={config.optimizer.warmup_steps} must lie '
       f'between 0 and train.steps={config.train.steps}.'
     )
-  _check_mesh(config)
+  check_sizes(config)
   parse_options(config.optimizer.name, config.optimizer.options)
   o = config.optimizer
   for field in ('learning_rate', 'other_learning_rate', 'clip_norm', 'eps'):

@@ -101,6 +101,36 @@ def shape(
   return sizes
 
 
+def check_sizes(config: Config) -> None:
+  """Raises ValueError if the axes do not divide the sizes of a model.
+
+  Args:
+    config: resolved.
+  """
+  model, mesh = config.model, config.mesh
+  hidden = int(model.width * model.cms.hidden_multiple)
+  sizes = [
+    ('model.num_heads', model.num_heads, ('tensor', 'seq')),
+    ('data.seq_len', config.data.seq_len, ('seq', 'tensor')),
+    ('model.width', model.width, ('fsdp', 'tensor')),
+    ('the hidden width of a level', hidden, ('tensor',)),
+  ]
+  if model.mixer == 'titans':
+    head = model.width // model.num_heads
+    sizes.append(('the width of a head', head, ('fsdp',)))
+  for name, size, axes in sizes:
+    parts = math.prod(mesh[axis] for axis in axes)
+    if size % parts:
+      axis = max(axes, key=lambda axis: mesh[axis])
+      others = parts // mesh[axis]
+      fit = [n for n in range(1, size + 1) if size % (n * others) == 0] or [1]
+      near = min(fit, key=lambda n: abs(n - mesh[axis]))
+      given = ' x '.join(f'mesh.{axis}={mesh[axis]}' for axis in axes)
+      raise ValueError(
+        f'{given} does not divide {name}={size}; try mesh.{axis}={near}.'
+      )
+
+
 def make_mesh(
   config: Config, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:

@@ -1,14 +1,10 @@
 """The collectives of a training step on a mesh, by layer."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
-from conftest import cpu_devices
+from conftest import run_program
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYERS = 2
 PROGRAM = """
 import json, sys
@@ -56,16 +52,7 @@ print(json.dumps({
 
 
 def compiled(**axes):
-  done = subprocess.run(
-    [sys.executable, '-c', PROGRAM, json.dumps(axes)],
-    cwd=ROOT,
-    env=cpu_devices(8),
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
+  return run_program(PROGRAM, json.dumps(axes), devices=8)
 
 
 def test_fsdp_gathers_the_parameters_of_a_layer_and_sums_their_gradients():

@@ -1,12 +1,18 @@
 """Fixtures for all tests."""
 
+import json
 import os
 import pathlib
 import socket
+import subprocess
+import sys
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -38,6 +44,25 @@ def cpu_devices(
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
   return environment
+
+
+def run_program(
+  program: str,
+  *arguments: object,
+  devices: int,
+  cache: pathlib.Path | None = None,
+) -> Any:
+  """What a program prints last, as JSON; it has an interpreter of its own."""
+  done = subprocess.run(
+    [sys.executable, '-c', program, *map(str, arguments)],
+    cwd=ROOT,
+    env=cpu_devices(devices, cache),
+    capture_output=True,
+    text=True,
+    timeout=400,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
 
 
 def free_port() -> int:

@@ -1,16 +1,11 @@
 """A batch split over the cores of one machine."""
 
-import json
-import pathlib
 import re
-import subprocess
-import sys
 
-from conftest import cpu_devices
+from conftest import run_program
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROGRAM = """
 import json, re, sys
 from hope.parallel import devices
@@ -55,17 +50,8 @@ print(json.dumps({
 
 
 def run(devices, accumulate, cache):
-  done = subprocess.run(
-    [sys.executable, '-c', PROGRAM, str(accumulate)],
-    cwd=ROOT,
-    # The step is compiled once to be read, and once to run.
-    env=cpu_devices(devices, cache),
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
+  # The step is compiled once to be read, and once to run.
+  return run_program(PROGRAM, accumulate, devices=devices, cache=cache)
 
 
 @pytest.fixture(scope='module')

@@ -1,11 +1,6 @@
 """Newton-Schulz and M3 against NumPy in float64 and against optax."""
 
-import json
-import pathlib
-import subprocess
-import sys
-
-from conftest import cpu_devices
+from conftest import run_program
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +10,6 @@ import pytest
 
 import optimizers
 from optimizers import matrices
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # ------------------------------------------------------------ transcriptions
 
@@ -293,16 +286,7 @@ def test_what_cannot_be_orthogonalized_is_named():
 
 @pytest.mark.parametrize('kind', ['auto', 'explicit'])
 def test_no_collective_in_the_iteration(kind):
-  process = subprocess.run(
-    [sys.executable, '-c', MESH_PROGRAM, kind],
-    cwd=ROOT,
-    env=cpu_devices(8),
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert process.returncode == 0, process.stderr
-  result = json.loads(process.stdout.splitlines()[-1])
+  result = run_program(MESH_PROGRAM, kind, devices=8)
   assert result['bodies'] >= 1
   assert result['inside'] == []
   assert result['error'] < 1e-5

@@ -1,19 +1,12 @@
 """Tests of hope.training.manifest: fingerprints notice every change."""
 
-import json
-import pathlib
-import subprocess
-import sys
-
-from conftest import cpu_devices
+from conftest import run_program
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hope.training import manifest
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def numpy_fingerprint(x):
@@ -94,13 +87,5 @@ print(json.dumps({'x': int(manifest.fingerprints({'x': x})['x'])}))
 
 
 def test_fingerprint_does_not_depend_on_sharding():
-  done = subprocess.run(
-    [sys.executable, '-c', SPLIT],
-    cwd=ROOT,
-    env=cpu_devices(2),
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0, done.stderr
   x = np.arange(48, dtype=np.float32).reshape(16, 3)
-  assert json.loads(done.stdout) == {'x': numpy_fingerprint(x)}
+  assert run_program(SPLIT, devices=2) == {'x': numpy_fingerprint(x)}

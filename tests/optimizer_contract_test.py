@@ -1,11 +1,6 @@
 """What optax promises of a transformation, for every optimizer."""
 
-import json
-import pathlib
-import subprocess
-import sys
-
-from conftest import cpu_devices
+from conftest import run_program
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -14,7 +9,6 @@ import optax
 from optimizer_cases import CASES, Case, gradients, run
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 every = pytest.mark.parametrize('case', CASES.values(), ids=CASES)
 
 
@@ -290,15 +284,6 @@ print(json.dumps(errors))
 
 @pytest.mark.parametrize('kind', ['auto', 'explicit'])
 def test_sharded_state_is_the_unsharded_one(kind):
-  out = subprocess.run(
-    [sys.executable, '-c', MESH_PROGRAM, kind],
-    cwd=ROOT,
-    env=cpu_devices(8),
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert out.returncode == 0, out.stderr[-3000:]
-  errors = json.loads(out.stdout.splitlines()[-1])
+  errors = run_program(MESH_PROGRAM, kind, devices=8)
   assert set(errors) == set(CASES)
   assert max(errors.values()) < 2e-5, errors

@@ -1,9 +1,5 @@
-"""A training step compiled for TPUs that are not here, by its command.
+"""A training step compiled for TPUs that are not here, by its command."""
 
-libtpu is taken from this environment, or installed into one of its own.
-"""
-
-import importlib.util
 import json
 import os
 import pathlib
@@ -16,26 +12,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.xdist_group('aot')
 
 
-@pytest.fixture(scope='session')
-def python(tmp_path_factory):
-  """An interpreter that finds this environment's packages and libtpu."""
-  if importlib.util.find_spec('libtpu'):
-    return sys.executable
-  home = tmp_path_factory.mktemp('aot')
-  subprocess.run([sys.executable, '-m', 'venv', home], check=True)
-  here = pathlib.Path(importlib.util.find_spec('jax').origin).parents[1]
-  (packages,) = home.glob('lib/python*/site-packages')
-  (packages / 'here.pth').write_text(f'{here}\n')
-  pip = [home / 'bin' / 'pip', 'install', '--quiet', '--no-deps']
-  subprocess.run([*pip, 'libtpu'], check=True)
-  return home / 'bin' / 'python'
-
-
-def aot(python, *flags):
+def aot(libtpu, *flags):
   done = subprocess.run(
-    [python, '-m', 'hope.aot', *flags],
+    [sys.executable, '-m', 'hope.aot', *flags],
     cwd=ROOT,
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    env=os.environ | {'PYTHONPATH': f'{ROOT}{os.pathsep}{libtpu}'},
     capture_output=True,
     text=True,
     timeout=590,
@@ -49,17 +30,17 @@ SMALL = (
 )
 
 
-def test_a_mesh_that_does_not_fit_is_said_before_compilation(python):
-  code, out, err = aot(python, *SMALL, '--config.mesh.data=3')
+def test_a_mesh_that_does_not_fit_is_said_before_compilation(libtpu):
+  code, out, err = aot(libtpu, *SMALL, '--config.mesh.data=3')
   assert code == 2 and not out
   assert 'there are 16; try mesh.data=4' in err
   assert 'Traceback' not in err
 
 
 @pytest.mark.slow
-def test_the_report(python, tmp_path):
+def test_the_report(libtpu, tmp_path):
   path = tmp_path / 'report.json'
-  code, out, err = aot(python, *SMALL, f'--json={path}')
+  code, out, err = aot(libtpu, *SMALL, f'--json={path}')
   assert code == 0, err
   for text in ('memory per chip', 'model FLOPs utilisation', 'It fits'):
     assert text in out
@@ -74,9 +55,9 @@ def test_the_report(python, tmp_path):
 
 
 @pytest.mark.slow
-def test_too_little_memory_is_one_line(python):
+def test_too_little_memory_is_one_line(libtpu):
   code, _, err = aot(
-    python,
+    libtpu,
     '--config=experiments/lm.py:size=760m,tokens=524288,seq_len=32768',
     '--topology=v5e:2x2',
     '--config.model.remat=false',
@@ -89,9 +70,9 @@ def test_too_little_memory_is_one_line(python):
 
 
 @pytest.mark.slow
-def test_the_search_prints_the_best_that_fits(python):
+def test_the_search_prints_the_best_that_fits(libtpu):
   code, out, err = aot(
-    python,
+    libtpu,
     '--config=experiments/lm.py:size=tiny,seq_len=512,tokens=16384',
     *('--topology=v5e:4x4', '--search', '--tries=3'),
   )
@@ -114,8 +95,8 @@ def test_the_search_prints_the_best_that_fits(python):
     ),
   ],
 )
-def test_the_papers_sizes_compile(python, size, topology, mesh, says):
+def test_the_papers_sizes_compile(libtpu, size, topology, mesh, says):
   config = f'--config=experiments/lm.py:size={size},{mesh}'
-  code, out, err = aot(python, config, f'--topology={topology}', '--fast')
+  code, out, err = aot(libtpu, config, f'--topology={topology}', '--fast')
   assert code == 0, err
   assert out.startswith(f'It compiles for {topology}: {says}')

@@ -1,5 +1,7 @@
 """Fixtures for all tests."""
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -20,6 +22,22 @@ def x64():
   """Arrays of float64 are kept as such."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(scope='session')
+def libtpu(tmp_path_factory) -> pathlib.Path:
+  """A folder to import libtpu from: the release that this jax asks for."""
+  if found := importlib.util.find_spec('libtpu'):
+    return pathlib.Path(str(found.origin)).parents[1]
+  folder = tmp_path_factory.mktemp('libtpu')
+  (wanted,) = (
+    requirement.partition(';')[0]
+    for requirement in importlib.metadata.requires('jax') or ()
+    if requirement.startswith('libtpu')
+  )
+  pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps']
+  subprocess.run([*pip, f'--target={folder}', wanted], check=True)
+  return folder
 
 
 def cpu_devices(

@@ -1,6 +1,5 @@
 """The Pallas kernel against the XLA form, interpreted; compiled for TPU."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -325,20 +324,6 @@ print(json.dumps({
   'gathers': text.count(' all-gather('),
 }))
 """
-
-
-@pytest.fixture(scope='module')
-def libtpu(tmp_path_factory):
-  """A folder to import libtpu from; installed where there is none."""
-  found = importlib.util.find_spec('libtpu')
-  if found:
-    return pathlib.Path(found.origin).parents[1]
-  home = tmp_path_factory.mktemp('libtpu')
-  subprocess.run([sys.executable, '-m', 'venv', home], check=True)
-  pip = [home / 'bin' / 'pip', 'install', '--quiet', '--no-deps']
-  subprocess.run([*pip, 'libtpu==0.0.42.1'], check=True)
-  (folder,) = home.glob('lib/python*/site-packages')
-  return folder
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def parameters():
   }
 
 
-QUICK = ('m3', 'delta_gradient_descent', 'deep_momentum')
+QUICK = ('m3', 'delta_gradient_descent')
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,7 @@ def test_chunks_of_several_blocks(x64):
   assert_forms_agree(inputs(1, 256, 4, np.float64), BAR64, **options)
 
 
+@pytest.mark.slow
 def test_pieces_of_a_stream(x64):
   # Two whole chunks and the rest of the piece, then one within a chunk.
   x = inputs(1, 25, 8, np.float64)

@@ -45,7 +45,7 @@ def home(tmp_path_factory):
     '  titans.chunk_size = titans.projection_chunk_size = 16\n'
     f'  config.data.source = "text:{folder}/text/*.txt"\n'
     '  config.data.heldout_fraction = 0.1\n'
-    '  config.data.seq_len, config.data.batch_size = 128, 16\n'
+    '  config.data.seq_len, config.data.batch_size = 128, 8\n'
     f'  config.train.steps, config.train.log_every = {STEPS}, 4\n'
     '  config.train.eval_every, config.train.eval_batches = 20, 1\n'
     '  config.train.checkpoint_every = 10\n'
@@ -184,7 +184,7 @@ def test_loss_that_is_not_finite_stops_the_run(home):
   (path,) = workdir.glob('nonfinite_batch_step_*.npz')
   step = int(path.stem.rsplit('_', 1)[1])
   assert f'step {step}: loss' in output and 'The largest memory is' in output
-  assert np.load(path)['inputs'].shape == (16, 128)
+  assert np.load(path)['inputs'].shape == (8, 128)
   good = restore(workdir)
   assert 0 < good.step < step
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(good.state.params))

@@ -80,7 +80,13 @@ def initial():
   return jax.jit(lambda: step_lib.build_model(config))()
 
 
-@pytest.mark.parametrize('symbols', SYMBOLS)
+@pytest.mark.parametrize(
+  'symbols',
+  [
+    pytest.param(x, marks=pytest.mark.slow if x == 'four' else ())
+    for x in SYMBOLS
+  ],
+)
 def test_long_streams_at_initialisation(initial, symbols):
   assert_bounded_and_alive(*initial, symbols)
 

@@ -144,7 +144,14 @@ def assert_causal(seen):
   assert (np.diag(seen[:, 0]) > 0).all()
 
 
-@pytest.mark.parametrize('name', ['titans', 'titans_zero', 'cms_independent'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'titans',
+    pytest.param('titans_zero', marks=pytest.mark.slow),
+    'cms_independent',
+  ],
+)
 def test_no_gradient_from_later_tokens(name):
   module = MODULES[name]()
   function = lambda x: module(x)[0]

@@ -104,15 +104,16 @@ def test_pieces_are_the_whole(name):
 
 
 def test_blocks_smaller_than_their_chunk(monkeypatch):
-  """A chunk of 128 in blocks of 64 and 128, whole and in pieces."""
+  """A chunk of 128 in blocks of 64, 32 and 128, whole and in pieces."""
   layer = titans(chunk_size=128, projection_chunk_size=128)
   x = inputs(1, 200, 8)
   assert stream.block_size(128) == 64
   results = []
-  for block in (64, 128):
+  for block in (64, 32, 128):
     monkeypatch.setattr(stream, 'MAX_BLOCK', block)
     results.append(call(layer)(x, None))
-  assert_same(results[1], results[0], STREAM_BAR)
+  for result in results[1:]:
+    assert_same(result, results[0], STREAM_BAR)
   monkeypatch.setattr(stream, 'MAX_BLOCK', 64)
   run = call(layer)
   first, state = run(x[:, :100], None)

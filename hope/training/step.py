@@ -65,7 +65,7 @@ def abstract_state(
   if (
     config.model.mixer == 'titans'
     and kernel == 'pallas'
-    and (platform not in ('cpu', 'tpu'))
+    and platform not in ('cpu', 'tpu')
   ):
     raise ValueError(
       "model.titans.kernel='pallas' is written for TPUs, and the devices are "

@@ -202,9 +202,15 @@ def test_draws_curves(tmp_path, steps, layers):
   path = curves.draw_curves(tmp_path, {'gzip': 2.5, 'bigram': 3.5, 'xz': 2.51})
   assert path == tmp_path / 'curves.png'
   pixels = image.imread(path)
-  # Two rows of panels more: one for each memory.
-  assert pixels.shape == (1470 if layers else 660, 1350, 4)
+  assert pixels.shape == (630, 1350, 4)
   assert len(np.unique(pixels.reshape(-1, 4), axis=0)) > 50
+  memories = curves.draw_memories(tmp_path)
+  if layers:
+    assert memories == tmp_path / 'memories.png'
+    # A row of panels for each memory.
+    assert image.imread(memories).shape == (660, 1350, 4)
+  else:
+    assert memories is None
   assert not list(tmp_path.glob('*.tmp'))
 
 
@@ -214,7 +220,7 @@ def test_draws_other_metrics_and_gaps(tmp_path):
       loss = float('nan') if step > 100 else 1 / step
       writer.write(step, 'train', {'loss': loss, 'accuracy': 0.5})
     writer.write(300, 'eval', {'accuracy': float('inf')})
-  assert image.imread(curves.draw_curves(tmp_path)).shape == (1065, 1350, 4)
+  assert image.imread(curves.draw_curves(tmp_path)).shape == (900, 1350, 4)
 
 
 def test_smoothing_is_a_mean_without_shift():

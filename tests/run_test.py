@@ -107,9 +107,16 @@ def finished(home):
   workdir = home / 'undisturbed'
   code, output = complete(home, workdir)
   assert code == 0, output
-  for part in ('bits_per_byte', 'Levels, fastest first', 'A sample', 'Done.'):
-    assert part in output
-  for name in ('results.json', 'curves.png', 'timing.jsonl', 'tensorboard'):
+  # Results, sample and files fit a screen of 24 lines of 80 columns.
+  screen = output[output.index('Held out after') :].splitlines()
+  assert len(screen) <= 23
+  assert all(len(line) <= 79 for line in screen if str(workdir) not in line)
+  for part in ('bits per byte', 'xz -9', 'A sample', 'Done.', '--describe'):
+    assert part in '\n'.join(screen)
+  for name in (
+    *('results.json', 'sample.txt', 'curves.png', 'memories.png'),
+    *('timing.jsonl', 'tensorboard'),
+  ):
     assert (workdir / name).exists(), name
   return workdir
 

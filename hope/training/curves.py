@@ -1,4 +1,4 @@
-"""The curves of a run as one picture."""
+"""The metrics of a run as two pictures: its curves, and its memories."""
 
 from collections.abc import Mapping
 import math
@@ -13,7 +13,7 @@ import numpy as np
 from hope.training import metrics
 
 # Metrics that `draw_curves` knows, with the labels of their axes. The first
-# of the first two that a run has gets the largest panel.
+# of the first two that a run has gets the upper panel.
 _LABELS = {
   'bits_per_byte': 'bits per byte',
   'loss': 'loss (nats per token)',
@@ -90,7 +90,15 @@ def _draw_yardsticks(axes, yardsticks: Mapping[str, float]) -> None:
 
 
 def _draw_layers(axes, records, quantity: str, names, x_name: str) -> None:
-  """Draws one quantity of a memory, as 'k/write_norm', a curve per layer."""
+  """Draws one quantity of a memory, as 'k/write_norm', a curve per layer.
+
+  Args:
+    axes: The panel.
+    records: Of the run.
+    quantity: Its name.
+    names: The key of each layer, by the layer's number.
+    x_name: The key of the x axis.
+  """
   layers = sorted(names)
   norm = colors.Normalize(layers[0], max(layers[-1], layers[0] + 1))
   palette = colors.LinearSegmentedColormap.from_list(
@@ -117,19 +125,53 @@ def _draw_layers(axes, records, quantity: str, names, x_name: str) -> None:
     axes.legend(loc='upper left', bbox_to_anchor=(1, 1), **_LEGEND)
 
 
+def _style(axes, x_name: str) -> None:
+  """Gives a panel the colours, the grid and the x axis that all have."""
+  axes.set_xlabel(x_name if x_name == 'tokens' else 'steps', color=_INK)
+  axes.yaxis.label.set_color(_INK)
+  axes.title.set(color=_INK, fontsize=9)
+  axes.yaxis.label.set_fontsize(9)
+  axes.xaxis.label.set_fontsize(9)
+  axes.tick_params(colors=_INK, labelsize=8, length=0)
+  axes.grid(color='#e6e8ee', linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.spines[:].set_visible(False)
+  axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
+  axes.margins(x=0.01)
+
+
+def _new_picture(height: float) -> figure.Figure:
+  """Returns an empty picture, 9 inches wide."""
+  picture = figure.Figure(figsize=(9, height), dpi=150, layout='constrained')
+  picture.set_layout_engine('constrained', w_pad=0.12, h_pad=0.1)
+  return picture
+
+
+def _save(picture: figure.Figure, path: pathlib.Path) -> pathlib.Path:
+  """Writes a picture beside its name and renames it; returns the path."""
+  temporary = path.with_name(f'{path.name}.tmp')
+  picture.savefig(temporary, format='png')
+  temporary.replace(path)
+  return path
+
+
+def _keys(records: list[dict[str, Any]]) -> dict[str, None]:
+  """Returns the keys of all records, in the order of their first use."""
+  return {key: None for record in records for key in record}
+
+
 def draw_curves(
   workdir: str | os.PathLike[str],
   yardsticks: Mapping[str, float] | None = None,
 ) -> pathlib.Path:
-  """Draws the metrics of a run as `<workdir>/curves.png`.
+  """Draws how well a run predicts as `<workdir>/curves.png`, for one screen.
 
-  The largest panel shows bits per byte, or else the loss, of training and of
-  held-out data. There are others for the accuracy and for the norms of every
-  memory, with keys like 'k/write_norm/layer_0', where there are any.
+  The upper panel shows bits per byte, or else the loss, of training and of
+  held-out data; the lower one the accuracy, where there is any.
 
   Args:
     workdir: Directory of the run.
-    yardsticks: Values to compare with, in the unit of the largest panel, by
+    yardsticks: Values to compare with, in the unit of the upper panel, by
       their names; drawn as lines.
 
   Returns:
@@ -139,7 +181,7 @@ def draw_curves(
     ValueError: if there is nothing to draw.
   """
   records = metrics.read_metrics(workdir)
-  keys = {key: None for record in records for key in record}
+  keys = _keys(records)
   names = [name for name in _LABELS if name in keys]
   if 'bits_per_byte' in names and 'loss' in names:
     names.remove('loss')
@@ -147,59 +189,55 @@ def draw_curves(
     raise ValueError(
       f'{workdir} has no {" or ".join(_LABELS)} to draw yet; run some steps.'
     )
-  memories = {}
+  x_name = 'tokens' if 'tokens' in keys else 'step'
+  heights = [4.2] + [1.8] * (len(names) - 1)
+  picture = _new_picture(sum(heights))
+  panels = picture.subplots(
+    len(names), squeeze=False, sharex=True, height_ratios=heights
+  )[:, 0]
+  for axes, name in zip(panels, names, strict=True):
+    _draw_metric(axes, records, name, x_name)
+    if axes is panels[0]:
+      _draw_yardsticks(axes, yardsticks or {})
+    axes.legend(**_LEGEND)
+    _style(axes, x_name)
+    axes.label_outer()
+  return _save(picture, pathlib.Path(workdir) / 'curves.png')
+
+
+def draw_memories(workdir: str | os.PathLike[str]) -> pathlib.Path | None:
+  """Draws what each memory holds and writes as `<workdir>/memories.png`.
+
+  A row of panels for each memory, with keys like 'k/write_norm/layer_0', and a
+  curve for each layer.
+
+  Args:
+    workdir: Directory of the run.
+
+  Returns:
+    The path of the picture; None where the run has no memories.
+  """
+  records = metrics.read_metrics(workdir)
+  keys = _keys(records)
+  quantities: dict[str, dict[int, str]] = {}
   for key in keys:
     match = re.fullmatch(r'(.+/(?:state|write)_norm)/layer_(\d+)', key)
     if match:
-      memories.setdefault(match[1], {})[int(match[2])] = key
+      quantities.setdefault(match[1], {})[int(match[2])] = key
+  if not quantities:
+    return None
   x_name = 'tokens' if 'tokens' in keys else 'step'
-
-  # Two panels a row: of a memory, its state and what is written.
-  in_rows = [
-    panels[place : place + 2]
-    for panels in (names[1:], sorted(memories))
-    for place in range(0, len(panels), 2)
-  ]
-  rows = len(in_rows)
-  picture = figure.Figure(
-    figsize=(9, 4.4 + 2.7 * rows), dpi=150, layout='constrained'
+  # Memories from top to bottom; what a memory holds is left of what it writes.
+  memories = sorted({name.split('/')[0] for name in quantities})
+  kinds = sorted({name.split('/')[1] for name in quantities})
+  picture = _new_picture(2.2 * len(memories))
+  panels = picture.subplots(
+    len(memories), len(kinds), squeeze=False, sharex=True
   )
-  picture.set_layout_engine('constrained', w_pad=0.12, h_pad=0.1)
-  grid = picture.add_gridspec(
-    1 + rows, 2, height_ratios=[4.2, *[2.6] * rows], hspace=0.06
-  )
-  main = picture.add_subplot(grid[0, :])
-  _draw_metric(main, records, names[0], x_name)
-  _draw_yardsticks(main, yardsticks or {})
-  main.legend(**_LEGEND)
-  all_axes = [main]
-  panels = [
-    (name, (1 + place, column if len(row) > 1 else slice(None)))
-    for place, row in enumerate(in_rows)
-    for column, name in enumerate(row)
-  ]
-  for name, place in panels:
-    axes = picture.add_subplot(grid[place])
-    if name in memories:
-      _draw_layers(axes, records, name, memories[name], x_name)
-    else:
-      _draw_metric(axes, records, name, x_name)
-      axes.legend(**_LEGEND)
-    all_axes.append(axes)
-  for axes in all_axes:
-    axes.set_xlabel(x_name if x_name == 'tokens' else 'steps', color=_INK)
-    axes.yaxis.label.set_color(_INK)
-    axes.title.set(color=_INK, fontsize=9)
-    axes.yaxis.label.set_fontsize(9)
-    axes.xaxis.label.set_fontsize(9)
-    axes.tick_params(colors=_INK, labelsize=8, length=0)
-    axes.grid(color='#e6e8ee', linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
-    axes.margins(x=0.01)
-  path = pathlib.Path(workdir) / 'curves.png'
-  temporary = path.with_name('curves.png.tmp')
-  picture.savefig(temporary, format='png')
-  temporary.replace(path)
-  return path
+  for row, memory in zip(panels, memories, strict=True):
+    for axes, kind in zip(row, kinds, strict=True):
+      name = f'{memory}/{kind}'
+      _draw_layers(axes, records, name, quantities[name], x_name)
+      _style(axes, x_name)
+      axes.label_outer()
+  return _save(picture, pathlib.Path(workdir) / 'memories.png')

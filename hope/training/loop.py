@@ -13,13 +13,13 @@ import numpy as np
 
 from hope import config as config_lib
 from hope import data as data_lib
-from hope import levels, sampling
+from hope import sampling
 from hope.evaluation import yardsticks
 from hope.parallel import mesh as mesh_lib
 from hope.parallel import multihost
 from hope.training import step as step_lib
 from hope.training.checkpoint import open_checkpoints
-from hope.training.curves import draw_curves
+from hope.training.curves import draw_curves, draw_memories
 from hope.training.metrics import MetricsWriter
 from hope.training.mirror import Mirror
 from hope.training.progress import Progress
@@ -276,30 +276,45 @@ def _sample(config, data, graph, params, mesh) -> str | None:
   )
 
 
+# Lines of the sample that are printed, so that the results stay on the screen.
+_SAMPLE_LINES = 10
+
+
 def _conclude(config, files, data, text, result) -> None:
-  """Prints levels, sample and results, and draws the curves."""
+  """Keeps results, sample and pictures, then prints what fits one screen."""
   marks = _yardsticks(config, data)
-  curves = draw_curves(files.local, marks)
-  print('\nLevels, fastest first:')
-  print(levels.table(config))
-  if text is not None:
-    print(f'\nA sample, prompted with {config.sample.prompt!r}:\n{text}')
-  print(f'\nHeld-out results after {config.train.steps} steps:')
-  if 'bits_per_byte' not in result:
-    print(f'  accuracy {result["accuracy"]:.4f}  loss {result["loss"]:.4f}')
-  else:
-    rows = {'this model': result['bits_per_byte'], **marks}
-    for name, value in rows.items():
-      print(f'  {name:16s} {value:.4f} bits per byte')
-    for name, value in marks.items():
-      verdict = 'beats' if result['bits_per_byte'] < value else 'loses to'
-      print(f'  The model {verdict} {name}.')
   (files.local / 'results.json').write_text(
     json.dumps({'heldout': result, 'yardsticks': marks}, indent=2)
   )
+  names = ['results.json']
+  if text is not None:
+    (files.local / 'sample.txt').write_text(text)
+    names.append('sample.txt')
+  pictures = [draw_curves(files.local, marks), draw_memories(files.local)]
+  names += [picture.name for picture in pictures if picture]
   files.push()
-  print(
-    f'\nDone. In {files.workdir}: results.json, {curves.name}, metrics.jsonl, '
-    'tensorboard/, checkpoints/.\nMore text: python -m hope.generate '
-    f'--workdir={files.workdir} --prompt="..."'
-  )
+
+  steps = config.train.steps
+  tokens = steps * config.data.batch_size * config.data.seq_len
+  print(f'\nHeld out after {steps} steps, {tokens:,} tokens:')
+  if 'bits_per_byte' not in result:
+    print(f'  accuracy {result["accuracy"]:.4f}  loss {result["loss"]:.4f}')
+  else:
+    ours = result['bits_per_byte']
+    print(f'  {"this model":16s} {ours:.4f} bits per byte')
+    for name, value in marks.items():
+      verdict = 'beats' if ours < value else 'loses to'
+      print(f'  {name:16s} {value:.4f}  The model {verdict} it.')
+  if text is not None:
+    lines = text.splitlines()
+    print(f'\nA sample, prompted with {config.sample.prompt!r}:')
+    print('\n'.join(f'  {line[:76]}' for line in lines[:_SAMPLE_LINES]))
+    if len(lines) > _SAMPLE_LINES:
+      print('  ... (the rest is in sample.txt)')
+  print(f'\nDone. In {files.workdir}:')
+  print(f'  {", ".join(names)},')
+  print('  metrics.jsonl, tensorboard/, checkpoints/')
+  print('Next:')
+  if text is not None:
+    print(f'  python -m hope.generate --workdir={files.workdir} --prompt="..."')
+  print('  the same command with --describe: what learns, and how often')

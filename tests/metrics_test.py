@@ -208,7 +208,12 @@ def test_draws_curves(tmp_path, steps, layers):
   if layers:
     assert memories == tmp_path / 'memories.png'
     # A row of panels for each memory.
-    assert image.imread(memories).shape == (660, 1350, 4)
+    pixels = image.imread(memories)
+    assert pixels.shape == (660, 1350, 4)
+    # The last panel has a curve, and no frame, which would be black.
+    corner = pixels[330:, 675:].reshape(-1, 4)
+    assert len(np.unique(corner, axis=0)) > 50
+    assert corner[:, :3].sum(axis=1).min() > 0.2
   else:
     assert memories is None
   assert not list(tmp_path.glob('*.tmp'))

@@ -126,8 +126,12 @@ def _draw_layers(axes, records, quantity: str, names, x_name: str) -> None:
 
 
 def _style(axes, x_name: str) -> None:
-  """Gives a panel the colours, the grid and the x axis that all have."""
-  axes.set_xlabel(x_name if x_name == 'tokens' else 'steps', color=_INK)
+  """Gives a panel the colours, the grid and the x axis that all have.
+
+  The x axis is named below the panels of the last row alone.
+  """
+  if axes.get_subplotspec().is_last_row():
+    axes.set_xlabel(x_name if x_name == 'tokens' else 'steps', color=_INK)
   axes.yaxis.label.set_color(_INK)
   axes.title.set(color=_INK, fontsize=9)
   axes.yaxis.label.set_fontsize(9)
@@ -201,7 +205,6 @@ def draw_curves(
       _draw_yardsticks(axes, yardsticks or {})
     axes.legend(**_LEGEND)
     _style(axes, x_name)
-    axes.label_outer()
   return _save(picture, pathlib.Path(workdir) / 'curves.png')
 
 
@@ -239,5 +242,4 @@ def draw_memories(workdir: str | os.PathLike[str]) -> pathlib.Path | None:
       name = f'{memory}/{kind}'
       _draw_layers(axes, records, name, quantities[name], x_name)
       _style(axes, x_name)
-      axes.label_outer()
   return _save(picture, pathlib.Path(workdir) / 'memories.png')

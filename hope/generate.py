@@ -13,7 +13,7 @@ from absl import app, flags, logging
 import ml_collections
 
 from hope import command_line, sampling
-from hope.config import check_complete
+from hope.config import check_fields
 from hope.data import tokenization
 from hope.parallel.mesh import one_device
 from hope.training import step as step_lib
@@ -50,7 +50,7 @@ def load(workdir: str):
       f'python -m hope.main --config=experiments/smoke.py --workdir={workdir}'
     )
   config = ml_collections.ConfigDict(json.loads(path.read_text()))
-  check_complete(config)
+  check_fields(config)
   config.model.titans.kernel = 'xla'  # the fingerprint is of other fields
   config = ml_collections.FrozenConfigDict(config)
   tokenizer = tokenization.open_tokenizer(config, str(files.local))

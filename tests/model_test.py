@@ -13,6 +13,7 @@ import pytest
 from hope import config as config_lib
 from hope.layers.titans import TitansOptions
 from hope.model import PRESETS, Hope
+from hope.settings import FIELDS
 
 # Nearly all of the time is compilation.
 jit = functools.partial(
@@ -170,13 +171,13 @@ ERRORS = [
   ),
   (
     {'model.titans.hidden_multiple': -1},
-    r'hidden_multiple=-1 must be 0 \(linear\) or more',
+    r'hidden_multiple=-1 must not be negative',
   ),
   ({'model.titans.eta_max': -0.5}, r'eta_max=-0\.5 must not be negative'),
   ({'model.titans.target_max': 0.0}, r'target_max=0\.0 must be positive'),
   ({'model.titans.error_max': -1.0}, r'error_max=-1\.0 must be positive'),
-  ({'model.cms.periods': ()}, r'cms\.periods=\(\) needs one period'),
-  ({'model.cms.periods': (4, 0)}, r'cms\.periods=\(4, 0\) needs one period'),
+  ({'model.cms.periods': ()}, r'cms\.periods=\(\) has 0 numbers; give 1 to 64'),
+  ({'model.cms.periods': (4, 0)}, r'cms\.periods=\(4, 0\) must be at least 1'),
   (
     {'data.batch_size': 8, 'train.accumulate': 3},
     r'train\.accumulate=3 does not divide data\.batch_size=8',
@@ -185,7 +186,7 @@ ERRORS = [
     {'optimizer.warmup_steps': 300},
     r'warmup_steps=300 must lie between 0 and train\.steps=200',
   ),
-  ({'optimizer.warmup_steps': -1}, r'warmup_steps=-1 must lie between'),
+  ({'optimizer.warmup_steps': -1}, r'warmup_steps=-1 must not be negative'),
   ({'optimizer.learning_rate': 0.0}, r'learning_rate=0\.0 must be positive'),
 ]
 
@@ -196,18 +197,23 @@ def test_resolve_refuses(fields, message):
     resolved(**fields)
 
 
-@pytest.mark.parametrize('path', config_lib._CHOICES)
+@pytest.mark.parametrize(
+  'path', [path for path, field in FIELDS.items() if field.choices]
+)
 def test_resolve_refuses_an_unknown_choice(path):
-  allowed = ', '.join(config_lib._CHOICES[path])
+  allowed = ', '.join(FIELDS[path].choices)
   with pytest.raises(ValueError, match="='nothing' is unknown") as error:
     resolved(**{path: 'nothing'})
   assert path in str(error.value) and allowed in str(error.value)
 
 
-@pytest.mark.parametrize('path', config_lib._POSITIVE)
+@pytest.mark.parametrize(
+  'path', [path for path, field in FIELDS.items() if field.minimum == 1]
+)
 def test_resolve_refuses_less_than_one(path):
-  with pytest.raises(ValueError, match='=0 must be at least 1') as error:
-    resolved(0 if path == 'model.vocab_size' else 16, **{path: 0})
+  value = (0,) if FIELDS[path].kind is tuple else 0
+  with pytest.raises(ValueError, match='must be at least 1') as error:
+    resolved(**{path: value})
   assert str(error.value).startswith(path)
 
 
@@ -217,7 +223,7 @@ def test_resolve_refuses_less_than_one(path):
     ('optimizer.clip_norm', 0.0, 'must be positive'),
     ('optimizer.other_learning_rate', -1.0, 'must be positive'),
     ('optimizer.b2', 1.0, 'at least 0 and below 1'),
-    ('optimizer.final_fraction', -0.1, 'at least 0'),
+    ('optimizer.final_fraction', -0.1, 'must not be negative'),
     ('model.cms.hidden_multiple', 0.0, 'must be positive'),
     ('sample.top_k', -1, 'must not be negative'),
   ],

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 import ml_collections
 import optax
 
+from hope import fields
 import optimizers
 
 Config = ml_collections.ConfigDict | ml_collections.FrozenConfigDict
@@ -73,7 +74,8 @@ def parse_options(name: str, text: str) -> dict[str, Any]:
     text: comma-separated 'argument=value'; a value is a Python literal.
 
   Raises:
-    ValueError: for an argument that the rule lacks, or a value that is none.
+    ValueError: for an argument that the rule lacks, or a value that is none, or
+      of another type, or not finite.
   """
   rule = inspect.signature(RULES[name])
   allowed = [x for x in rule.parameters if x not in _GIVEN]
@@ -90,12 +92,15 @@ def parse_options(name: str, text: str) -> dict[str, Any]:
       f'optimizer.options={text!r} cannot be read; write it as '
       "'argument=value,argument=value'."
     ) from None
-  for argument in options:
+  for argument, value in options.items():
     if argument not in allowed:
       raise ValueError(
         f'optimizer.options names {argument!r}, which {name} lacks; it has '
-        f'{", ".join(allowed)}.'
+        f'{", ".join(allowed)}.{fields.nearest(argument, allowed)}'
       )
+    fields.check_argument(
+      f'optimizer.options: {argument}', value, rule.parameters[argument]
+    )
   return options
 
 

@@ -1,0 +1,191 @@
+"""Fields of a configuration: what each may be, checked in one way.
+
+A `Field` states a field once: its default, its meaning, its type and its
+bounds. `check` raises a ValueError of one line that names the field. Whatever
+the bounds say, a number must be finite: no comparison with NaN is true, so a
+check written as `x <= 0` lets it pass.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import math
+from typing import Any
+
+import numpy as np
+
+# The largest numbers that a step, a size or a parameter can hold: int32 and
+# float32. Texts are no longer than a path may be.
+_LARGEST = {
+  int: 2**31 - 1,
+  float: float(np.finfo(np.float32).max),
+  str: 4096,
+}
+_KINDS = {
+  bool: 'true or false',
+  int: 'a whole number',
+  float: 'a number',
+  str: 'text',
+  tuple: 'whole numbers, as in (1, 4)',
+}
+# Letters of a value that a message shows.
+_SHOWN = 60
+
+
+def shown(value: Any) -> str:
+  """A value in a message: one line, and not a long one."""
+  try:
+    text = repr(value)
+  except ValueError:  # an integer of more digits than Python prints
+    return f'an integer of {value.bit_length()} bits'
+  if len(text) > _SHOWN:
+    return f'{text[:_SHOWN]}... ({len(text)} letters)'
+  return text
+
+
+def nearest(given: Any, allowed: Any) -> str:
+  """' Did you mean X?' if one of the allowed texts is near, else ''."""
+  near = difflib.get_close_matches(str(given)[:_SHOWN], list(allowed), 1)
+  return f' Did you mean {near[0]}?' if near else ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One field.
+
+  Attributes:
+    default: its value in `base_config()`.
+    doc: what it means.
+    of: its type: bool, int, float, str, or tuple, of integers. None: that of
+      the default.
+    unit: of a number.
+    choices: the texts allowed; (): any.
+    minimum: the least number allowed. Of a tuple: of each of its numbers.
+    maximum: the largest number allowed, or the most letters of a text. None:
+      what int32 and float32 hold, and 4,096 letters.
+    above: numbers must be larger than this.
+    below: numbers must be less than this.
+    length: of a tuple, the fewest and the most numbers.
+    optional: whether None is allowed too.
+  """
+
+  default: Any
+  doc: str
+  _: dataclasses.KW_ONLY
+  of: type | None = None
+  unit: str = ''
+  choices: tuple[str, ...] = ()
+  minimum: float | None = None
+  maximum: float | None = None
+  above: float | None = None
+  below: float | None = None
+  length: tuple[int, int] = (1, 64)
+  optional: bool = False
+
+  @property
+  def kind(self) -> type:
+    """The type of a value that is not None."""
+    return self.of or type(self.default)
+
+  def check(self, name: str, value: Any) -> None:
+    """Raises ValueError unless the field may have this value.
+
+    Args:
+      name: of the field, for the message.
+      value: that it is given.
+    """
+    if value is None and self.optional:
+      return
+    given = f'{name}={shown(value)}'
+    if not self._is_of_kind(value):
+      none = ', or None' if self.optional else ''
+      raise ValueError(f'{given} must be {_KINDS[self.kind]}{none}.')
+    if self.kind is str:
+      self._check_text(given, value)
+    elif self.kind is tuple:
+      least, most = self.length
+      if not least <= len(value) <= most:
+        raise ValueError(
+          f'{given} has {len(value)} numbers; give {least} to {most}.'
+        )
+      for number in value:
+        self._check_number(given, number)
+    elif self.kind is not bool:
+      self._check_number(given, value)
+
+  def _is_of_kind(self, value: Any) -> bool:
+    if self.kind is tuple:
+      is_list = isinstance(value, tuple | list)  # a list, as JSON has it
+      return is_list and all(type(x) is int for x in value)
+    if self.kind is float:  # NumPy's float64 is a float as well
+      return isinstance(value, float) or type(value) is int
+    return type(value) is self.kind
+
+  def _check_text(self, given: str, text: str) -> None:
+    if self.choices and text not in self.choices:
+      raise ValueError(
+        f'{given} is unknown; choose one of {", ".join(self.choices)}.'
+        f'{nearest(text, self.choices)}'
+      )
+    most = self.maximum or _LARGEST[str]
+    if len(text) > most:
+      raise ValueError(f'{given} must have at most {most:g} letters.')
+    # Neither a path nor a file can hold these.
+    if '\0' in text or any('\ud800' <= letter <= '\udfff' for letter in text):
+      raise ValueError(f'{given} has a letter that is not UTF-8 text.')
+
+  def _check_number(self, given: str, number: float) -> None:
+    """Compares as float32 does, in which the number is used.
+
+    So 1 - 1e-12 is not below 1, and 1e-50 is not above 0.
+    """
+    if isinstance(number, float) and not math.isfinite(number):
+      raise ValueError(f'{given} must be a finite number.')
+    largest = _LARGEST[float if self.kind is float else int]
+    used = number
+    if self.kind is float and abs(number) <= largest:
+      used = float(np.float32(number))
+      if abs(used) < np.finfo(np.float32).tiny:  # which devices round to 0
+        used = 0.0
+    low, high = self.minimum, self.below
+    if self.above is not None and not used > self.above:
+      low = 'positive' if self.above == 0 else f'above {self.above:g}'
+      raise ValueError(f'{given} must be {low}.')
+    if high is not None and low is not None and not low <= used < high:
+      raise ValueError(f'{given} must be at least {low:g} and below {high:g}.')
+    if low is not None and not used >= low:
+      if low == 0:
+        raise ValueError(f'{given} must not be negative.')
+      raise ValueError(f'{given} must be at least {low:g}.')
+    if high is not None and not used < high:
+      raise ValueError(f'{given} must be below {high:g}.')
+    most = largest if self.maximum is None else self.maximum
+    if not -largest <= used <= most:
+      most = f'{most:,}' if self.kind is not float else f'{most:g}'
+      raise ValueError(f'{given} must be at most {most}.')
+
+
+def check_argument(name: str, value: Any, parameter: inspect.Parameter) -> None:
+  """Checks an argument of a function by its default.
+
+  Args:
+    name: of the argument, for the message.
+    value: that it is given.
+    parameter: of the function's signature.
+
+  Raises:
+    ValueError: for a value of another type than the default, where that has
+      one, and for a number, at any depth of the value, that is not finite.
+  """
+  if type(parameter.default) in (bool, int, float, str):
+    Field(parameter.default, '').check(name, value)
+  else:
+    _check_finite(name, value)
+
+
+def _check_finite(name: str, value: Any) -> None:
+  if isinstance(value, tuple | list | set | dict):
+    for part in value:
+      _check_finite(name, part)
+  elif isinstance(value, float):
+    Field(0.0, '').check(name, value)

@@ -28,6 +28,7 @@ import numpy as np
 import rich.console
 import rich.table
 
+from hope import command_line
 import optimizers
 
 START = (-3.5, 2.0)
@@ -174,4 +175,4 @@ if __name__ == '__main__':
   flags.DEFINE_string(
     'workdir', None, 'Folder of toy.json and toy.png.', required=True
   )
-  app.run(main)
+  command_line.run(main)

@@ -32,6 +32,7 @@ import optax
 import rich.console
 import rich.table
 
+from hope import command_line
 from hope import data as data_lib
 from hope.config import base_config, resolve
 from hope.model import Hope
@@ -387,4 +388,4 @@ if __name__ == '__main__':
   )
   flags.DEFINE_integer('steps', 300, 'Of each run.', lower_bound=10)
   flags.DEFINE_integer('seeds', 3, 'Runs of each.', lower_bound=1)
-  app.run(main)
+  command_line.run(main)

@@ -21,6 +21,7 @@ import optax
 import rich.console
 import rich.table
 
+from hope import command_line
 import optimizers
 
 PERIODS = (1, 2, 4, 8)
@@ -193,4 +194,4 @@ if __name__ == '__main__':
     lower_bound=1,
   )
   flags.DEFINE_list('only', None, 'Names to time. None: all.')
-  app.run(main)
+  command_line.run(main)

@@ -1,6 +1,7 @@
 """Starting a program whose flags hold a configuration."""
 
 from collections.abc import Callable, Sequence
+import functools
 import os
 import sys
 
@@ -39,7 +40,15 @@ def _use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _start(main: Callable[[list[str]], None], argv: list[str]) -> None:
+  """Runs main; what it compiles is kept for the next start."""
+  from hope import compilation_cache  # after the flags, as jax is slow
+
+  compilation_cache.use()
+  main(argv)
+
+
 def run(main: Callable[[list[str]], None]) -> None:
   """Runs main with the arguments that are no flags."""
   _use_huge_pages()
-  app.run(main, flags_parser=_parse)
+  app.run(functools.partial(_start, main), flags_parser=_parse)

@@ -25,6 +25,8 @@ def set_environment() -> None:
     # Without these, it asks a server of Google's and complains.
     TPU_ACCELERATOR_TYPE='v5litepod-4',
     TPU_WORKER_HOSTNAMES='localhost',
+    # A program for devices that are not here cannot be loaded again.
+    JAX_ENABLE_COMPILATION_CACHE='false',
   )
 
 

@@ -99,7 +99,12 @@ def init_state(config: Config, abstract: TrainState) -> TrainState:
   """
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   mesh = _mesh(abstract)
-  return jax.jit(lambda: _build(config, mesh)[1], out_shardings=shardings)()
+  build = jax.jit(
+    lambda: _build(config, mesh)[1],
+    out_shardings=shardings,
+    compiler_options=devices.compiler_options(mesh),
+  )
+  return build()
 
 
 def _mesh(state: TrainState) -> Mesh:

@@ -8,10 +8,10 @@ import pytest
 from hope.config import base_config
 from hope.data import (
   documents,
+  encoding,
   eval_batches,
   join_states,
   open_data,
-  pipeline,
   train_iterator,
 )
 from hope.data.tokenization import ByteTokenizer
@@ -63,12 +63,6 @@ def unpack(stream):
   return parts
 
 
-def num_streams(config):
-  train = len(list(documents(config, 'train')))
-  batch = config.data.batch_size
-  return -(-min(64, train) // batch) * batch
-
-
 def test_batch_contract(tmp_path):
   config = make_config(tmp_path, 30)
   for batch in (
@@ -83,12 +77,13 @@ def test_batch_contract(tmp_path):
     )
 
 
-@pytest.mark.parametrize('count', [2, 30, 150])
+@pytest.mark.parametrize('count', [200, 300])
 def test_packing_is_undone_by_unpacking(tmp_path, count):
-  config = make_config(tmp_path, count, heldout_fraction=0.4)
+  config = make_config(tmp_path, count)
   train = {text for _, text in documents(config, 'train')}
   heldout = {text for _, text in documents(config, 'heldout')}
-  streams = num_streams(config)
+  assert len(train) >= 128  # enough for 64 lanes
+  streams = 64
   batches = take(train_iterator(config, ByteTokenizer()), 30 * streams)
   packed = sequences(batches)
   seen = set()
@@ -104,10 +99,10 @@ def test_packing_is_undone_by_unpacking(tmp_path, count):
 def test_epochs_hold_each_document_once_and_differ(tmp_path):
   # Documents of one length, a sequence each, so that epochs are visible.
   config = make_config(tmp_path, 0, batch_size=1)
-  for i in range(40):
+  for i in range(200):
     (tmp_path / f'{i}.txt').write_text(f'{i:07d}')
   train = [text for _, text in documents(config, 'train')]
-  packed = sequences(take(train_iterator(config, ByteTokenizer()), 3 * 40))
+  packed = sequences(take(train_iterator(config, ByteTokenizer()), 3 * 200))
   order = [bytes(row[:-1].tolist()) for row in packed]
   epochs = [order[i * len(train) : (i + 1) * len(train)] for i in range(3)]
   assert all(sorted(epoch) == sorted(train) for epoch in epochs)
@@ -156,10 +151,10 @@ def test_batches_do_not_depend_on_the_processes(tmp_path, source):
 
 
 def test_a_process_reads_its_own_documents_alone(tmp_path, monkeypatch):
-  config = make_config(tmp_path, 120, size=400)
-  encode, read = pipeline.encode_document, []
+  config = make_config(tmp_path, 240, size=400)
+  encode, read = encoding.encode_document, []
   monkeypatch.setattr(
-    pipeline,
+    encoding,
     'encode_document',
     lambda tokenizer, text: read.append(text) or encode(tokenizer, text),
   )
@@ -183,7 +178,7 @@ def test_a_position_of_one_process_of_several_is_refused(tmp_path):
 
 
 def test_rows_of_a_batch_are_of_different_documents(tmp_path):
-  config = make_config(tmp_path, 30, size=1000)
+  config = make_config(tmp_path, 240, size=1000)
   batch = next(train_iterator(config, ByteTokenizer()))
   starts = {bytes(row.tolist()[:4]) for row in batch['inputs']}
   assert len(starts) == 4
@@ -261,7 +256,10 @@ def test_reading_ahead_changes_nothing(tmp_path):
     ({'seq_len': 8}, 'seq_len was 7 and is 8'),
     ({'batch_size': 2}, 'batch_size was 4 and is 2'),
     ({'seed': 5}, 'seed was 0 and is 5'),
-    ({'document': 'more'}, 'documents was .* Restore the setting, or start'),
+    (
+      {'document': 'more'},
+      'of the documents was .* Restore the setting, or start',
+    ),
   ],
 )
 def test_state_of_another_setting(tmp_path, change, message):
@@ -322,13 +320,34 @@ def test_heldout_batches_as_many_as_there_are(tmp_path):
 
 
 @pytest.mark.parametrize('tokenizer', ['byte', 'bpe-train:270'])
-def test_bytes_per_token(tmp_path, tokenizer):
+def test_heldout_text_is_the_bytes_of_the_targets(tmp_path, tokenizer):
   config = make_config(tmp_path, 60, size=300, tokenizer=tokenizer)
-  config.train.eval_batches = 10**4
+  for i, path in enumerate(sorted(tmp_path.glob('*.txt'))):  # Latin-1, CJK
+    path.write_bytes((f'<{i}> caf\xe9 ' * 9).encode('latin-1'))
+    if i % 2:
+      path.write_text(f'<{i}> \u6f22\u5b57 ' * 9)
+  config.train.eval_batches = 10
   data = open_data(config)
-  heldout = [text for _, text in documents(config, 'heldout')]
-  tokens = sum(len(data.tokenizer.encode(text)) + 1 for text in heldout)
-  assert data.bytes_per_token == sum(map(len, heldout)) / tokens
+  joined = b''.join(text for _, text in data.documents('heldout'))
+  tokens = np.concatenate(
+    [
+      encoding.encode_document(data.tokenizer, text)
+      for _, text in data.documents('heldout')
+    ]
+  )
+  assert data.tokenizer.decode(tokens) == joined.decode(errors='replace')
+  # Each row's bytes: those behind its first token, by how many tokens it takes.
+  text = data.heldout_text
+  for row in sequences(data.eval_batches()):
+    for token in row[1:].tolist():
+      if token != data.tokenizer.document_separator:
+        size = data.tokenizer.sizes(b'', np.array([token]))[0]
+        piece, text = text[:size], text[size:]
+        assert piece in joined
+        assert data.tokenizer.decode([token]) == piece.decode(errors='replace')
+  assert not text
+  targets = sum(batch['targets'].size for batch in data.eval_batches())
+  assert data.bytes_per_token == len(data.heldout_text) / targets
   assert data.eval_batches() is data.eval_batches()
 
 

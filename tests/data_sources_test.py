@@ -119,10 +119,10 @@ def test_relative_glob_and_plain_file(tmp_path, monkeypatch):
 
 def test_fingerprint_follows_the_files(tmp_path):
   config = make_config(write_files(tmp_path, 9), heldout_fraction=0.5)
-  before = sources.open_corpus(config).source.fingerprint()
-  assert sources.open_corpus(config).source.fingerprint() == before
+  before = sources.open_corpus(config).fingerprint
+  assert sources.open_corpus(config).fingerprint == before
   (tmp_path / 'part0' / '0.txt').write_text('longer than it was before')
-  assert sources.open_corpus(config).source.fingerprint() != before
+  assert sources.open_corpus(config).fingerprint != before
 
 
 def test_tfds_reads_what_was_prepared(tfds_dir):
@@ -226,14 +226,14 @@ def test_only_empty_files(tmp_path):
 
 def test_unreadable_file(tmp_path):
   (tmp_path / 'a.txt').symlink_to(tmp_path / 'gone')
-  with pytest.raises(ValueError, match='cannot read .*a.txt: No such file'):
+  with pytest.raises(ValueError, match="cannot read .*a.txt': No such file"):
     sources.open_corpus(make_config(f'text:{tmp_path}/*.txt'))
 
 
 def test_file_that_goes_away(tmp_path):
   source = sources.text_source(write_files(tmp_path, 1).partition(':')[2])
   (tmp_path / 'part0' / '0.txt').unlink()
-  with pytest.raises(ValueError, match='cannot read .*0.txt: No such file'):
+  with pytest.raises(ValueError, match="cannot read .*0.txt': No such file"):
     source.read(0)
 
 

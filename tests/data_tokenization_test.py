@@ -113,7 +113,7 @@ def test_bpe_without_all_characters(config, tmp_path):
   assert tokenizer.document_separator == model.get_vocab_size()
   assert tokenizer.vocab_size == model.get_vocab_size() + 1
   assert tokenizer.decode(tokenizer.encode('hello')) == 'hello'
-  with pytest.raises(ValueError, match="no token for 'é', 'ö'; leave"):
+  with pytest.raises(ValueError, match=r"from byte 1 on, b'\\xc3\\xa9llo"):
     tokenizer.encode('héllo wörld')
 
 
@@ -123,8 +123,18 @@ def test_bpe_without_all_characters(config, tmp_path):
     ('bytes', r"'bytes' is unknown; did you mean byte\? Allowed: byte, bpe:"),
     ('bpe', "'bpe' is unknown; did you mean bpe:FILE"),
     ('bpe:/nowhere/t.json', 'no such file; give the path of a tokenizer.json'),
-    ('bpe-train:256', 'at least 257 .*try bpe-train:4096'),
+    ('bpe-train:256', 'from 257 .* to 1048576; try bpe-train:4096'),
     ('bpe-train:many', 'must be a number'),
+    ('bpe-train:0', 'must be a number from 257'),
+    ('bpe-train:-5', 'must be a number from 257'),
+    ('bpe-train:nan', 'must be a number from 257'),
+    ('bpe-train:300.5', 'must be a number from 257'),
+    ('bpe-train: 300', 'must be a number from 257'),
+    ('bpe-train:1000000000', 'must be a number from 257 .* to 1048576'),
+    ('bpe-train:1048577', 'must be a number from 257 .* to 1048576'),
+    ('bpe-train:' + '9' * 5000, 'must be a number from 257'),
+    ('bpe:a\0b', 'no such file'),
+    ('bpe:.', 'no such file'),
     ('bpe-train:100000', r'documents yield \d+ tokens; give at most'),
   ],
 )

@@ -1,13 +1,16 @@
 """Data of a run: `open_data` gives a training loop all that it needs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import functools
+from typing import Any
 
 import ml_collections
 
+from hope.data.identity import run_identity
 from hope.data.pipeline import (
   Batch,
   BatchIterator,
+  Heldout,
   eval_batches,
   heldout_batches,
   is_synthetic,
@@ -54,24 +57,47 @@ class Data:
     self._config = config
     self._options = {'corpus': self._corpus, 'rows': rows}
 
+  @functools.cached_property
+  def identity(self) -> dict[str, Any]:
+    """What two starts must share to be the same run; see `run_identity`.
+
+    It is in every position of `train_iterator`.
+    """
+    return run_identity(self._config, self.tokenizer, self._corpus)
+
+  def documents(self, split: str) -> Iterator[tuple[str, bytes]]:
+    """Yields name and text of the documents of 'train' or 'heldout'."""
+    return iter(()) if self._corpus is None else self._corpus.documents(split)
+
   def train_iterator(self) -> BatchIterator:
     """Returns a new iterator at the first training batch."""
     return train_iterator(self._config, self.tokenizer, **self._options)
 
   def eval_batches(self) -> list[Batch]:
     """Returns `train.eval_batches` held-out batches, the same in each call."""
-    return self._heldout[0]
+    return self._heldout.batches
+
+  @property
+  def heldout_text(self) -> bytes | None:
+    """The bytes that the targets of `eval_batches` stand for, of all processes.
+
+    As they are in the documents: what the model is scored on, and what a
+    baseline has to be scored on. None for synthetic tasks.
+    """
+    return self._heldout.text
 
   @property
   def bytes_per_token(self) -> float | None:
-    """Bytes of held-out text per token; None for synthetic tasks.
+    """Bytes of `heldout_text` per target; None for synthetic tasks.
 
     Bits per byte are nats per token / ln 2 / bytes_per_token.
     """
-    return self._heldout[1]
+    if self.heldout_text is None:
+      return None
+    return len(self.heldout_text) / self._heldout.targets
 
   @functools.cached_property
-  def _heldout(self) -> tuple[list[Batch], float | None]:
+  def _heldout(self) -> Heldout:
     return heldout_batches(
       self._config,
       self.tokenizer,

@@ -10,21 +10,20 @@ process reads) by t = `data.seq_len` tokens:
 
 from collections.abc import Callable, Iterator, Sequence
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 import grain
 import ml_collections
 import numpy as np
 
-from hope.data import sources, synthetic
+from hope.data import dealing, sources, synthetic
+from hope.data.encoding import TrainingTokens, heldout_tokens
+from hope.data.identity import run_identity
 from hope.data.tokenization import Tokenizer
 
 Batch = dict[str, np.ndarray]
 
-# Documents that are read in turn, one sequence of each, or somewhat more.
-# Without this, all rows of a batch would be pieces of one document.
-_OPEN_DOCUMENTS = 64
 # Without grain's threads: reading and encoding are too cheap to hand over.
 _READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
@@ -175,9 +174,9 @@ def train_iterator(
 ) -> BatchIterator:
   """Returns endless shuffled batches of the training data.
 
-  Documents are shuffled anew in each epoch; about 64 are open at a time, and
-  give a sequence each in turn. A process reads those of its rows. The batches
-  do not depend on the number of processes.
+  About 64 documents, or places of few documents, give a sequence each in turn;
+  see `dealing.deal`. A process reads those of its rows. The batches do not
+  depend on the number of processes.
 
   Args:
     config: The run's configuration.
@@ -193,13 +192,6 @@ def train_iterator(
     raise ValueError(
       f'data.read_ahead={config.data.read_ahead}: give 0 or more.'
     )
-  identity = config.data.to_dict() | {
-    'seed': config.seed,
-    'vocab_size': tokenizer.vocab_size,
-  }
-  # Where the data lie, and how they are read, may change between two starts.
-  for name in ('tfds_dir', 'read_ahead'):
-    del identity[name]
   if is_synthetic(config):
     source = synthetic.SyntheticSource(config, 'train')
     examples, lanes = grain.MapDataset.source(source), batch_size
@@ -209,25 +201,38 @@ def train_iterator(
 
   else:
     corpus = corpus or sources.open_corpus(config)
-    identity['documents'] = corpus.source.fingerprint()
-    tokens = grain.MapDataset.source(_TrainingTokens(corpus, tokenizer))
-    tokens = tokens.shuffle(seed=config.seed).repeat()
-    wanted = min(_OPEN_DOCUMENTS, len(corpus.train))
-    lanes = -(-wanted // batch_size) * batch_size
+    sequences, lanes = dealing.deal(
+      corpus,
+      TrainingTokens(corpus, tokenizer),
+      seed=config.seed,
+      batch_size=batch_size,
+      length=config.data.seq_len + 1,
+    )
 
     def lane(number: int) -> grain.IterDataset:
-      packed = grain.experimental.ConcatThenSplitIterDataset(
-        tokens[number::lanes].to_iter_dataset(_READ),
-        length_struct={'tokens': config.data.seq_len + 1},
-      )
-      return packed.map(next_token_batch)
+      return sequences(number).map(next_token_batch)
 
   dataset: grain.IterDataset = _Rows(lane, lanes, batch_size, rows)
   if config.data.read_ahead:
     dataset = grain.experimental.ThreadPrefetchIterDataset(
       dataset, prefetch_buffer_size=config.data.read_ahead
     )
-  return BatchIterator(dataset, identity)
+  return BatchIterator(dataset, run_identity(config, tokenizer, corpus))
+
+
+class Heldout(NamedTuple):
+  """Held-out batches, and what their targets stand for.
+
+  Attributes:
+    batches: of the rows that this process reads.
+    text: the bytes that the targets of all rows stand for, in order, as they
+      are in the documents (separators stand for none). None: synthetic tasks.
+    targets: how many targets all rows have.
+  """
+
+  batches: list[Batch]
+  text: bytes | None
+  targets: int
 
 
 def heldout_batches(
@@ -237,8 +242,8 @@ def heldout_batches(
   *,
   corpus: sources.Corpus | None = None,
   rows: Sequence[int] | None = None,
-) -> tuple[list[Batch], float | None]:
-  """Returns held-out batches, always the same, and bytes per token.
+) -> Heldout:
+  """Returns held-out batches, always the same, and the text of their targets.
 
   Held-out documents are joined in the order of the hash of their names, as many
   as there are sequences to fill, or all; sequences are cut and taken at even
@@ -252,13 +257,9 @@ def heldout_batches(
     corpus: The opened `data.source`. None: opens it.
     rows: The rows of each batch that this process reads. None: all.
 
-  Returns:
-    The batches, and the bytes that a token of these documents stands for, with
-    separators counted as tokens (bits per byte are nats / ln 2 / bytes per
-    token); None for synthetic tasks.
-
   Raises:
-    ValueError: The held-out documents do not fill one batch.
+    ValueError: The held-out documents do not fill one batch, or the tokenizer
+      changes them.
   """
   rows = _rows(config, rows)
   wanted = num_batches * config.data.batch_size
@@ -266,12 +267,12 @@ def heldout_batches(
     source = synthetic.SyntheticSource(config, 'heldout')
     examples = [source[i] for i in range(wanted)]
     whole = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
-    bytes_per_token = None
+    text = None
   else:
     corpus = corpus or sources.open_corpus(config)
     length = config.data.seq_len + 1
-    tokens, bytes_per_token = _heldout_tokens(
-      corpus, tokenizer, wanted, wanted * length
+    tokens, sizes, joined = heldout_tokens(
+      config, corpus, tokenizer, wanted, wanted * length
     )
     available = len(tokens) // length
     if available < config.data.batch_size:
@@ -291,11 +292,21 @@ def heldout_batches(
     chosen = np.arange(wanted) * available // wanted
     sequences = tokens[: available * length].reshape(available, length)
     whole = next_token_batch({'tokens': sequences[chosen]})
+    ends = np.cumsum(sizes)
+    text = b''.join(
+      joined[ends[first] : ends[first + length - 1]]
+      for first in chosen * length
+    )
+    if not text:
+      raise ValueError(
+        f'the held-out documents of data.source={config.data.source} hold no '
+        'text; raise data.heldout_fraction.'
+      )
   starts = range(0, wanted, config.data.batch_size)
   batches = [
     {k: v[np.add(start, rows)] for k, v in whole.items()} for start in starts
   ]
-  return batches, bytes_per_token
+  return Heldout(batches, text, int(whole['weights'].sum()))
 
 
 def eval_batches(
@@ -305,7 +316,7 @@ def eval_batches(
   **kwargs: Any,
 ) -> list[Batch]:
   """Returns the batches of `heldout_batches` alone."""
-  return heldout_batches(config, tokenizer, num_batches, **kwargs)[0]
+  return heldout_batches(config, tokenizer, num_batches, **kwargs).batches
 
 
 def is_synthetic(config: ml_collections.ConfigDict) -> bool:
@@ -321,48 +332,6 @@ def next_token_batch(packed: dict[str, np.ndarray]) -> Batch:
     'targets': tokens[..., 1:],
     'weights': np.ones(tokens[..., 1:].shape, np.float32),
   }
-
-
-class _TrainingTokens:
-  """The training documents' tokens, each with its separator behind it."""
-
-  def __init__(self, corpus: sources.Corpus, tokenizer: Tokenizer):
-    self._corpus = corpus
-    self._tokenizer = tokenizer
-
-  def __len__(self) -> int:
-    return len(self._corpus.train)
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    text = self._corpus.source.read(int(self._corpus.train[index]))
-    return {'tokens': encode_document(self._tokenizer, text)}
-
-
-def encode_document(tokenizer: Tokenizer, text: bytes) -> np.ndarray:
-  """Returns a document's tokens and the separator, int32 [n + 1]."""
-  separator = np.array([tokenizer.document_separator], np.int32)
-  return np.concatenate([tokenizer.encode(text), separator])
-
-
-def _heldout_tokens(
-  corpus: sources.Corpus,
-  tokenizer: Tokenizer,
-  num_documents: int,
-  num_tokens: int,
-) -> tuple[np.ndarray, float]:
-  """Joins held-out documents until there are enough of both, or all.
-
-  Returns:
-    Their tokens, [n], and the mean bytes per token.
-  """
-  parts, total_bytes, total_tokens = [], 0, 0
-  for _, text in corpus.documents('heldout'):
-    parts.append(encode_document(tokenizer, text))
-    total_bytes += len(text)
-    total_tokens += len(parts[-1])
-    if len(parts) >= num_documents and total_tokens >= num_tokens:
-      break
-  return np.concatenate(parts), total_bytes / total_tokens
 
 
 def _rows(

@@ -5,7 +5,7 @@ name that is the same on every machine, and a hash of that name alone decides
 whether the document is held out.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import difflib
 import glob
@@ -14,8 +14,12 @@ import os
 import sysconfig
 from typing import Protocol
 
+from absl import logging
 import ml_collections
 import numpy as np
+
+from hope.data.files import FileSource, matching_files
+from hope.data.identity import content_digests, fingerprint
 
 _KINDS = ('stdlib', 'text:GLOB', 'tfds:NAME[:SPLIT]', 'synthetic:TASK')
 
@@ -32,55 +36,14 @@ class Source(Protocol):
   def read(self, index: int) -> bytes:
     """Returns the text of a document."""
 
-  def fingerprint(self) -> str:
-    """Returns a hash that changes when the set of documents changes."""
+  def sample(self, index: int, limit: int | None) -> bytes:
+    """Returns the text, or about so many bytes of it, the same each time."""
 
+  def num_bytes(self) -> int:
+    """Returns the bytes of all documents, or an estimate."""
 
-class FileSource:
-  """The non-empty files of a list, in the order of their relative paths."""
-
-  def __init__(self, root: str, paths: Iterable[str]):
-    """Lists the files.
-
-    Args:
-      root: Folder that the names are relative to.
-      paths: Files under `root`.
-
-    Raises:
-      ValueError: A file cannot be read.
-    """
-    names = {os.path.relpath(p, root).replace(os.sep, '/'): p for p in paths}
-    self._files = []
-    for name, path in sorted(names.items()):
-      try:
-        size = os.stat(path).st_size
-      except OSError as error:
-        raise _unreadable(path, error.strerror) from error
-      if not os.access(path, os.R_OK):
-        raise _unreadable(path, 'permission denied')
-      if size:
-        self._files.append((name, path, size))
-
-  def __len__(self) -> int:
-    return len(self._files)
-
-  def name(self, index: int) -> str:
-    """Returns the path relative to the root, with /."""
-    return self._files[index][0]
-
-  def read(self, index: int) -> bytes:
-    """Returns the bytes of the file."""
-    path = self._files[index][1]
-    try:
-      with open(path, 'rb') as file:
-        return file.read()
-    except OSError as error:
-      raise _unreadable(path, error.strerror) from error
-
-  def fingerprint(self) -> str:
-    """Returns a hash of names and sizes."""
-    listing = '\n'.join(f'{size} {name}' for name, _, size in self._files)
-    return _hash(listing).hex()
+  def listing(self) -> str:
+    """Returns what a source knows of its documents without reading them."""
 
 
 def stdlib_source() -> FileSource:
@@ -115,11 +78,12 @@ def text_source(pattern: str) -> FileSource:
   Raises:
     ValueError: Nothing matches, everything is empty, or a file is unreadable.
   """
-  given = f'data.source=text:{pattern}'
+  given = f'data.source={"text:" + pattern!r}'
   pattern = os.path.expanduser(pattern)
-  paths = [
-    p for p in glob.glob(pattern, recursive=True) if not os.path.isdir(p)
-  ]
+  try:
+    paths = matching_files(pattern)
+  except UnicodeError as error:
+    raise ValueError(f'{given}: not a path ({error}).') from error
   if not paths:
     raise ValueError(
       f'{given}: no file matches (looked from {os.getcwd()}); '
@@ -146,18 +110,24 @@ class Corpus:
     train: Indices of the training documents, in the order of the source.
     heldout: Indices of the held-out documents, in the order of the hash of
       their names, so that the first n are a fair sample.
+    copies: Those of `train` whose content an earlier one has, and which are
+      not read.
+    fingerprint: Hash of all documents by content; see `identity`.
   """
 
   source: Source
   train: np.ndarray
   heldout: np.ndarray
+  copies: frozenset[int]
+  fingerprint: str
 
   def documents(self, split: str) -> Iterator[tuple[str, bytes]]:
     """Yields name and text of the documents of 'train' or 'heldout'."""
     if split not in ('train', 'heldout'):
       raise ValueError(f"split={split!r}: give 'train' or 'heldout'.")
     for index in getattr(self, split).tolist():
-      yield self.source.name(index), self.source.read(index)
+      if index not in self.copies:
+        yield self.source.name(index), self.source.read(index)
 
 
 def open_corpus(config: ml_collections.ConfigDict) -> Corpus:
@@ -182,8 +152,14 @@ def open_corpus(config: ml_collections.ConfigDict) -> Corpus:
   )
   held = ranks < limit
   heldout = np.flatnonzero(held)
+  heldout = heldout[np.argsort(ranks[heldout])]
+  digests, complete = content_digests(source)
+  train, heldout, copies = _without_copies(
+    np.flatnonzero(~held), heldout, digests if complete else {}
+  )
+  hashed = (f'{i} {digests[i].hex()}' for i in sorted(digests))
   corpus = Corpus(
-    source, np.flatnonzero(~held), heldout[np.argsort(ranks[heldout])]
+    source, train, heldout, copies, fingerprint([source.listing(), *hashed])
   )
   for split, advice in (('heldout', 'raise'), ('train', 'lower')):
     if not len(getattr(corpus, split)):
@@ -193,6 +169,51 @@ def open_corpus(config: ml_collections.ConfigDict) -> Corpus:
         'or give more documents (a long file can be split into several).'
       )
   return corpus
+
+
+def _without_copies(
+  train: np.ndarray, heldout: np.ndarray, digests: dict[int, bytes]
+) -> tuple[np.ndarray, np.ndarray, frozenset[int]]:
+  """Finds documents of the same bytes; each counts once, held out before train.
+
+  Choice: a held-out document stays where its name puts it and its copies leave
+  the training documents, else what is scored would have been trained on.
+  Copies within the training documents keep their places in the order and are
+  passed over, as rows of a batch would be copies too. It costs nothing: the
+  hashes are those of the identity. Where a corpus is too large to be hashed
+  whole, copies are not looked for.
+
+  Args:
+    train: Indices of training documents.
+    heldout: Indices of held-out documents.
+    digests: Hashes of all documents' contents by index, or none.
+
+  Returns:
+    The two without copies, and the copies within `train`, which stay there.
+  """
+  if not digests:
+    logging.info('Copies of documents are not looked for: too much to hash.')
+    return train, heldout, frozenset()
+  seen: set[bytes] = set()
+
+  def is_new(index: int) -> bool:
+    known = digests[index] in seen
+    seen.add(digests[index])
+    return not known
+
+  kept = [i for i in heldout.tolist() if is_new(i)]
+  dealt = [i for i in train.tolist() if digests[i] not in seen]
+  copies = frozenset(i for i in dealt if not is_new(i))
+  if len(kept) < len(heldout) or len(dealt) < len(train) or copies:
+    logging.info(
+      'Documents that are copies of others and are not read: %d of %d held-out '
+      'ones, %d of %d training ones.',
+      len(heldout) - len(kept),
+      len(heldout),
+      len(train) - len(dealt) + len(copies),
+      len(train),
+    )
+  return np.array(dealt, int), np.array(kept, int), copies
 
 
 def documents(
@@ -237,16 +258,6 @@ def nearest(given: str, allowed: Sequence[str]) -> str:
   return f'{hint}Allowed: {", ".join(allowed)}.'
 
 
-def _hash(text: str) -> bytes:
-  data = text.encode('utf-8', 'surrogateescape')
-  return hashlib.blake2b(data, digest_size=8).digest()
-
-
 def _rank(name: str) -> int:
-  return int.from_bytes(_hash(name), 'big')
-
-
-def _unreadable(path: str, reason: str | None) -> ValueError:
-  return ValueError(
-    f'cannot read {path}: {reason}; fix the file or leave it out of the glob.'
-  )
+  data = name.encode('utf-8', 'surrogateescape')
+  return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'big')

@@ -1,6 +1,6 @@
 """Documents of a prepared TFDS dataset, read without TensorFlow."""
 
-import hashlib
+from collections.abc import Mapping
 import os
 
 import tensorflow_datasets as tfds
@@ -21,6 +21,7 @@ class TfdsSource:
     self._examples = builder.as_data_source(split=split)
     self._key = key
     self._id = f'{builder.info.full_name}:{split}'
+    self._num_bytes = builder.info.splits[split].num_bytes
 
   def __len__(self) -> int:
     return len(self._examples)
@@ -30,13 +31,32 @@ class TfdsSource:
     return f'{self._id}/{index}'
 
   def read(self, index: int) -> bytes:
-    """Returns the text feature as UTF-8."""
-    return bytes(self._examples[index][self._key])
+    """Returns the text feature as UTF-8.
 
-  def fingerprint(self) -> str:
-    """Returns a hash of dataset, version, split and size."""
-    text = f'{self._id} {self._key} {len(self)}'
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    Raises:
+      ValueError: A shard is damaged or missing.
+    """
+    try:
+      return bytes(self._examples[index][self._key])
+    # The readers of shards and of examples raise what they like.
+    except Exception as error:
+      raise ValueError(
+        f'data.source=tfds: cannot read {self.name(index)} '
+        f'({_first_line(error)}); prepare the data again.'
+      ) from error
+
+  def sample(self, index: int, limit: int | None) -> bytes:
+    """Returns the text feature, whatever the limit: records are read whole."""
+    del limit
+    return self.read(index)
+
+  def num_bytes(self) -> int:
+    """Returns the bytes of the examples, by the dataset's own account."""
+    return self._num_bytes
+
+  def listing(self) -> str:
+    """Returns dataset, version, split, feature and size."""
+    return f'{self._id} {self._key} {len(self)}'
 
 
 def open_tfds(name_and_split: str, data_dir: str | None) -> TfdsSource:
@@ -56,20 +76,30 @@ def open_tfds(name_and_split: str, data_dir: str | None) -> TfdsSource:
   name, _, split = name_and_split.partition(':')
   split = split or 'train'
   data_dir = os.path.expanduser(data_dir or constants.DATA_DIR)
-  builder = tfds.builder_from_directory(_prepared(given, name, data_dir))
-  file_format = builder.info.file_format.value
+  folder = _prepared(given, name, data_dir)
+  try:
+    builder = tfds.builder_from_directory(folder)
+    file_format = builder.info.file_format.value
+    features = dict(builder.info.features)
+  # The parsers of metadata raise what they like.
+  except Exception as error:
+    raise ValueError(
+      f'{given}: the metadata in {folder} cannot be read '
+      f'({_first_line(error)}); prepare the data again.'
+    ) from error
   if file_format != 'array_record':
     raise ValueError(
       f'{given} is prepared as {file_format}, which needs TensorFlow; prepare '
       "it again with file_format='array_record'."
     )
-  key = _text_key(given, builder.info.features)
+  key = _text_key(given, features)
   try:
     source = TfdsSource(builder, split, key)
-  except ValueError as error:
+  except Exception as error:
     raise ValueError(
-      f'{given}: cannot read split {split!r} ({error}); the splits are '
-      f'{", ".join(builder.info.splits)}, and slices such as train[:10%].'
+      f'{given}: cannot read split {split!r} ({_first_line(error)}); the '
+      f'splits are {", ".join(builder.info.splits)}, and slices such as '
+      'train[:10%].'
     ) from error
   if not any(source.read(i) for i in range(len(source))):
     raise ValueError(
@@ -106,7 +136,13 @@ def _folders(path: str) -> list[str]:
   )
 
 
-def _text_key(given: str, features: tfds.features.FeaturesDict) -> str:
+def _first_line(error: Exception) -> str:
+  return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _text_key(
+  given: str, features: Mapping[str, tfds.features.FeatureConnector]
+) -> str:
   """Returns the name of the feature that holds the documents."""
   keys = [k for k, f in features.items() if isinstance(f, tfds.features.Text)]
   if 'text' in keys:

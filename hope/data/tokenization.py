@@ -1,7 +1,9 @@
 """Tokenizers: bytes, byte-pair encodings, and bare numbers."""
 
 from collections.abc import Iterable, Iterator
+import json
 import os
+import re
 import time
 from typing import Protocol
 import uuid
@@ -13,14 +15,23 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from hope.data import sources
+from hope.data.identity import fingerprint
 
 _KINDS = ('byte', 'bpe:FILE', 'bpe-train:SIZE')
 # Tokens that end a document, by the names that published tokenizers use.
 _END_TOKENS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>')
 # 256 bytes and the separator.
 _SMALLEST_BPE = 257
+# Ids that a tokenizer may have: four times those of the largest in use.
+_LARGEST_BPE = 2**20
 # Bytes of training text that a byte-pair encoding is trained on.
 _BPE_TRAINING_BYTES = 16 * 2**20
+
+
+# What `surrogateescape` makes of bytes that are no UTF-8.
+_UNDECODABLE = re.compile('([\udc80-\udcff]+)')
+# The first characters that take a byte more in UTF-8.
+_WIDER = (0x80, 0x800, 0x10000)
 
 
 class Tokenizer(Protocol):
@@ -34,11 +45,24 @@ class Tokenizer(Protocol):
   def document_separator(self) -> int | None:
     """Id that ends a document and decodes to nothing; None: no documents."""
 
-  def encode(self, text: bytes | str) -> np.ndarray:
-    """Returns the tokens, int32 [n], without separator."""
+  def encode(self, text: bytes | str, *, strict: bool = True) -> np.ndarray:
+    """Returns the tokens, int32 [n], without separator.
+
+    Raises:
+      ValueError: `strict`, and the tokens do not give the text back.
+    """
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of tokens."""
+
+  def sizes(self, text: bytes, tokens: np.ndarray) -> np.ndarray:
+    """Returns the bytes that each token of a text stands for, int64 [n]."""
+
+  def difference(self, text: bytes, tokens: np.ndarray) -> str | None:
+    """Returns where a text differs from what its tokens give back, in words."""
+
+  def fingerprint(self) -> str:
+    """Returns a hash of all that decides the tokens of a text."""
 
 
 class ByteTokenizer:
@@ -47,7 +71,7 @@ class ByteTokenizer:
   vocab_size = 257
   document_separator = 256
 
-  def encode(self, text: bytes | str) -> np.ndarray:
+  def encode(self, text: bytes | str, *, strict: bool = True) -> np.ndarray:
     """Returns the bytes, int32 [n]."""
     raw = text.encode() if isinstance(text, str) else text
     return np.frombuffer(raw, np.uint8).astype(np.int32)
@@ -56,6 +80,17 @@ class ByteTokenizer:
     """Returns the text; what is no UTF-8 becomes U+FFFD, what is no byte ''."""
     kept = bytes(i for i in map(int, ids) if i < 256)
     return kept.decode(errors='replace')
+
+  def sizes(self, text: bytes, tokens: np.ndarray) -> np.ndarray:
+    """Returns ones, int64 [n]."""
+    return np.ones(len(tokens), np.int64)
+
+  def difference(self, text: bytes, tokens: np.ndarray) -> None:
+    """Returns None: tokens are the bytes."""
+
+  def fingerprint(self) -> str:
+    """Returns 'bytes'."""
+    return 'bytes'
 
 
 class NumberTokenizer:
@@ -67,7 +102,7 @@ class NumberTokenizer:
     """Takes the number of ids."""
     self.vocab_size = vocab_size
 
-  def encode(self, text: bytes | str) -> np.ndarray:
+  def encode(self, text: bytes | str, *, strict: bool = True) -> np.ndarray:
     """Returns the numbers, int32 [n].
 
     Raises:
@@ -90,60 +125,159 @@ class NumberTokenizer:
     """Returns the numbers with spaces between them."""
     return ' '.join(str(int(i)) for i in ids)
 
+  def sizes(self, text: bytes, tokens: np.ndarray) -> np.ndarray:
+    """Returns no number of bytes: there are no documents."""
+    raise NotImplementedError('the synthetic tasks have no documents')
+
+  def difference(self, text: bytes, tokens: np.ndarray) -> None:
+    """Returns None: numbers are kept."""
+
+  def fingerprint(self) -> str:
+    """Returns the number of ids."""
+    return f'{self.vocab_size} numbers'
+
 
 class BpeTokenizer:
   """A tokenizer.json of the `tokenizers` library.
 
   Its end-of-document token is the separator; where it has none, the id after
-  its last is. Text that spells a special token is text all the same.
+  its last is. Text that spells a special token is text all the same. What a
+  file says of truncation, padding and dropout does not hold.
 
-  Choice: bytes that are not UTF-8 become U+FFFD before they are encoded.
+  Choice: a byte-level encoding gives bytes that are no UTF-8 their own tokens.
+  For other encodings they become U+FFFD, which `difference` reports.
   """
 
-  def __init__(self, model: tokenizers.Tokenizer):
-    """Wraps a loaded or trained model."""
+  def __init__(self, content: str):
+    """Makes a tokenizer.
+
+    Args:
+      content: of a tokenizer.json.
+
+    Raises:
+      ValueError: It has no tokens, or ids that are too large.
+    """
+    model = tokenizers.Tokenizer.from_str(content)
     vocab = model.get_vocab(with_added_tokens=True)
+    if not vocab:
+      raise ValueError('it has no tokens')
     ends = [vocab[token] for token in _END_TOKENS if token in vocab]
     last = max(vocab.values())
+    if last >= _LARGEST_BPE:
+      raise ValueError(
+        f'it has an id of {last}, and ids below {_LARGEST_BPE} are allowed'
+      )
     self.document_separator = ends[0] if ends else last + 1
     self.vocab_size = max(last, self.document_separator) + 1
     model.encode_special_tokens = True
+    model.no_truncation()
+    model.no_padding()
+    if getattr(model.model, 'dropout', None):
+      model.model.dropout = None
     self._model = model
-    self._unknown = getattr(model.model, 'unk_token', None)
-    self._known = set()
+    self._spec = json.loads(content)
+    self._bytes = _token_bytes(self._spec, vocab)
+    self._of_byte = {
+      raw[0]: i for i, raw in self._bytes.items() if len(raw) == 1
+    }
 
-  def encode(self, text: bytes | str) -> np.ndarray:
+  def encode(self, text: bytes | str, *, strict: bool = True) -> np.ndarray:
     """Returns the tokens, int32 [n].
 
     Raises:
-      ValueError: Characters of the text have no token.
+      ValueError: `strict`, and the tokens do not give the text back; or a
+        character has no token, nor has the unknown one.
     """
-    if isinstance(text, bytes):
-      text = text.decode(errors='replace')
-    self._check_characters(text)
-    ids = self._model.encode(text, add_special_tokens=False).ids
-    return np.array(ids, np.int32)
+    raw = text.encode() if isinstance(text, str) else text
+    parts = [raw.decode(errors='replace')]
+    if len(self._of_byte) == 256:
+      # Every second part is of bytes that are no UTF-8.
+      parts = _UNDECODABLE.split(raw.decode(errors='surrogateescape'))
+    try:
+      encoded = self._model.encode_batch(parts[::2], add_special_tokens=False)
+    # The library raises bare Exceptions.
+    except Exception as error:
+      raise ValueError(
+        f'the tokenizer cannot encode the text that begins {raw[:20]!r} '
+        f'({error}); use data.tokenizer=byte or bpe-train:SIZE.'
+      ) from error
+    ids = list(encoded[0].ids)
+    for undecodable, encoding in zip(parts[1::2], encoded[1:], strict=True):
+      ids += [self._of_byte[ord(c) - 0xDC00] for c in undecodable]
+      ids += encoding.ids
+    tokens = np.array(ids, np.int32)
+    if strict and (difference := self.difference(raw, tokens)):
+      raise ValueError(
+        f'the tokenizer changes the text {text!r}: {difference}. Leave this '
+        'out, or use data.tokenizer=byte or bpe-train:SIZE, which keep all.'
+      )
+    return tokens
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text, separators left out."""
     kept = [i for i in map(int, ids) if i != self.document_separator]
     return self._model.decode(kept, skip_special_tokens=False)
 
-  def _check_characters(self, text: str):
-    unknown = []
-    for character in sorted(set(text) - self._known):
-      tokens = self._model.encode(character, add_special_tokens=False).tokens
-      lost = not tokens and not character.isspace()
-      if lost or self._unknown in tokens:
-        unknown.append(character)
-      else:
-        self._known.add(character)
-    if unknown:
-      raise ValueError(
-        f'the tokenizer has no token for {", ".join(map(repr, unknown))}; '
-        'leave these characters out, or use data.tokenizer=byte or '
-        'bpe-train:SIZE, which know every character.'
-      )
+  def sizes(self, text: bytes, tokens: np.ndarray) -> np.ndarray:
+    """Returns the bytes that each token of a text stands for, int64 [n].
+
+    Args:
+      text: one that its tokens give back.
+      tokens: of `encode`.
+    """
+    if self._bytes:
+      return np.array([len(self._bytes[i]) for i in tokens.tolist()], np.int64)
+    characters = text.decode()
+    points = np.frombuffer(characters.encode('utf-32-le'), np.uint32)
+    widths = 1 + sum((points >= least).astype(int) for least in _WIDER)
+    place = np.concatenate([[0], np.cumsum(widths)])
+    encoding = self._model.encode(characters, add_special_tokens=False)
+    starts = np.array([place[start] for start, _ in encoding.offsets], np.int64)
+    starts[:1] = 0
+    return np.diff(np.maximum.accumulate(starts), append=len(text))
+
+  def difference(self, text: bytes, tokens: np.ndarray) -> str | None:
+    """Returns where a text differs from what its tokens give back, in words."""
+    back = self.decode(tokens)
+    raw = back.encode()
+    if self._bytes and back == text.decode(errors='replace'):
+      raw = b''.join(self._bytes[i] for i in tokens.tolist())
+    if raw == text:
+      return None
+    size = min(len(raw), len(text))
+    differs = np.frombuffer(raw, np.uint8, size) != np.frombuffer(
+      text, np.uint8, size
+    )
+    place = int(np.argmax(differs)) if differs.any() else size
+    piece = slice(place, place + 20)
+    return f'from byte {place} on, {text[piece]} comes back as {raw[piece]}'
+
+  def fingerprint(self) -> str:
+    """Returns a hash of all that decides the tokens of a text."""
+    deciding = ('added_tokens', 'normalizer', 'pre_tokenizer', 'model')
+    spec = {name: self._spec.get(name) for name in deciding}
+    return fingerprint([json.dumps(spec, sort_keys=True)])
+
+
+def _token_bytes(spec: dict, vocab: dict[str, int]) -> dict[int, bytes]:
+  """Returns the bytes of each id of a byte-level encoding; else none.
+
+  In such an encoding a character stands for a byte: printable ones for
+  themselves, the others for the characters from U+0100 on.
+  """
+  if '"ByteLevel"' not in json.dumps(spec.get('pre_tokenizer')):
+    return {}
+  printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  others = [byte for byte in range(256) if byte not in printable]
+  byte_of = {chr(byte): byte for byte in printable}
+  byte_of |= {chr(256 + i): byte for i, byte in enumerate(others)}
+  added = {token['id'] for token in spec.get('added_tokens', ())}
+  return {
+    i: token.encode()
+    if i in added or not byte_of.keys() >= set(token)
+    else bytes(byte_of[c] for c in token)
+    for token, i in vocab.items()
+  }
 
 
 def open_tokenizer(
@@ -172,11 +306,12 @@ def open_tokenizer(
   if kind == 'bpe' and rest:
     return _load_bpe(os.path.expanduser(rest))
   if kind == 'bpe-train' and rest:
-    if not rest.isdecimal() or int(rest) < _SMALLEST_BPE:
+    number = re.fullmatch('[0-9]{1,9}', rest)
+    if not number or not _SMALLEST_BPE <= int(rest) <= _LARGEST_BPE:
       raise ValueError(
-        f'data.tokenizer={config.data.tokenizer}: the size must be a number '
-        f'of at least {_SMALLEST_BPE} (256 bytes and the document separator); '
-        'try bpe-train:4096.'
+        f'data.tokenizer={config.data.tokenizer!r}: the size must be a number '
+        f'from {_SMALLEST_BPE} (256 bytes and the document separator) to '
+        f'{_LARGEST_BPE}; try bpe-train:4096.'
       )
     return _trained_bpe(config, int(rest), workdir, corpus)
   raise ValueError(
@@ -188,16 +323,19 @@ def open_tokenizer(
 def _load_bpe(path: str) -> BpeTokenizer:
   if not os.path.isfile(path):
     raise ValueError(
-      f'data.tokenizer=bpe:{path}: no such file; give the path of a '
+      f'data.tokenizer={"bpe:" + path!r}: no such file; give the path of a '
       'tokenizer.json, or bpe-train:SIZE to train one.'
     )
   try:
-    return BpeTokenizer(tokenizers.Tokenizer.from_file(path))
-  # The library raises bare Exceptions.
-  except Exception as error:
+    with open(path, encoding='utf-8') as file:
+      return BpeTokenizer(file.read())
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  # The library raises bare Exceptions, and panics that are none.
+  except BaseException as error:
     raise ValueError(
-      f'data.tokenizer=bpe:{path}: not a tokenizer.json ({error}); give one '
-      'that the tokenizers library wrote.'
+      f'data.tokenizer={"bpe:" + path!r}: not a tokenizer.json ({error}); give '
+      'one that the tokenizers library wrote.'
     ) from error
 
 
@@ -231,7 +369,7 @@ def _trained_bpe(
     partial = f'{path}.{uuid.uuid4().hex}'
     model.save(partial)
     os.replace(partial, path)
-  return BpeTokenizer(model)
+  return BpeTokenizer(model.to_str())
 
 
 def _train_bpe(corpus: sources.Corpus, size: int) -> tokenizers.Tokenizer:
@@ -262,7 +400,8 @@ def _training_text(corpus: sources.Corpus) -> Iterator[str]:
   order = np.random.default_rng(0).permutation(corpus.train)
   for index in order.tolist():
     text = corpus.source.read(index)[: min(left, _BPE_TRAINING_BYTES // 16)]
-    yield text.decode(errors='replace')
+    # Bytes that are no UTF-8 have their own tokens, and merge with nothing.
+    yield from _UNDECODABLE.split(text.decode(errors='surrogateescape'))[::2]
     left -= len(text)
     if not left:
       return

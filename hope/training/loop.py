@@ -55,12 +55,8 @@ def _yardsticks(
   """
   if data_lib.is_synthetic(config):
     return {}
-  batches = data_lib.eval_batches(
-    config, data.tokenizer, config.train.eval_batches
-  )
-  rows = np.concatenate([batch['inputs'] for batch in batches])
-  text = data.tokenizer.decode(rows.reshape(-1)).encode()
-  train = (content for _, content in data_lib.documents(config, 'train'))
+  text = data.heldout_text or b''
+  train = (content for _, content in data.documents('train'))
   return {
     'order-2 counts': yardsticks.order2_bits_per_byte(
       _first(train, _COUNTED), text

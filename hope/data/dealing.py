@@ -1,0 +1,150 @@
+"""Which tokens each lane of the training data reads, so that no two agree.
+
+Rows of a batch come from lanes. Lanes of many documents get whole documents in
+turn; those of few, or of short ones, start at different places of one stream.
+"""
+
+from collections.abc import Callable
+
+import grain
+import numpy as np
+
+from hope.data.sources import Corpus
+
+# Documents that are read in turn, one sequence of each, or somewhat more.
+# Without this, all rows of a batch would be pieces of one document.
+_OPEN_DOCUMENTS = 64
+# Without grain's threads: reading and encoding are too cheap to hand over.
+_READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+# Places of a stream of sequences, which is endless for every purpose.
+_ENDLESS = 2**48
+
+Lane = Callable[[int], grain.IterDataset]
+
+
+class _Dealing:
+  """Tokens of the documents in the order in which lanes get them.
+
+  Each epoch has each document once. After the first, the two halves of its
+  order are shuffled each for itself, so that documents at most half an epoch
+  apart differ, also where an epoch ends: no two lanes are dealt one document in
+  the same round. A copy of another document keeps its place and is empty.
+  """
+
+  def __init__(
+    self, corpus: Corpus, encode: Callable[[int], np.ndarray], seed: int
+  ):
+    self._corpus, self._encode, self._seed = corpus, encode, seed
+    self.count = len(corpus.train)
+
+  def __len__(self) -> int:
+    return _ENDLESS
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    document = int(self._corpus.train[self.position(index)])
+    if document in self._corpus.copies:
+      return {'tokens': np.empty(0, np.int32)}
+    return {'tokens': self._encode(document)}
+
+  def position(self, place: int) -> int:
+    """Returns which training document has a place of the order."""
+    epoch, place = divmod(place, self.count)
+    half = self.count // 2
+    if epoch:
+      first, size = (0, half) if place < half else (half, self.count - half)
+      place = first + _shuffled(place - first, size, self._seed + epoch)
+    return _shuffled(place, self.count, self._seed)
+
+
+class _Stream:
+  """Sequences of all documents joined, read round and round by each lane.
+
+  Sequence s is of lane s mod l. Lane i starts at token i n / l of n and goes on
+  from sequence to sequence, so that those of a batch never overlap.
+  """
+
+  def __init__(self, tokens: np.ndarray, lanes: int, length: int):
+    self._tokens, self._lanes, self._length = tokens, lanes, length
+
+  def __len__(self) -> int:
+    return _ENDLESS
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    turn, lane = divmod(index, self._lanes)
+    start = lane * len(self._tokens) // self._lanes + turn * self._length
+    places = np.arange(start, start + self._length)
+    return {'tokens': self._tokens.take(places, axis=0, mode='wrap')}
+
+
+def _shuffled(place: int, count: int, seed: int) -> int:
+  """Returns what a place holds when `count` things are shuffled."""
+  return grain.experimental.index_shuffle(
+    place, max_index=count - 1, seed=seed % 2**32, rounds=4
+  )
+
+
+def _fill(order: _Dealing, wanted: int) -> bool:
+  """Returns whether the documents hold so many tokens; stops when they do."""
+  for place in range(order.count):
+    wanted -= len(order[place]['tokens'])
+    if wanted <= 0:
+      return True
+  return False
+
+
+def deal(
+  corpus: Corpus,
+  encode: Callable[[int], np.ndarray],
+  *,
+  seed: int,
+  batch_size: int,
+  length: int,
+) -> tuple[Lane, int]:
+  """Returns the endless sequences of a lane by its number, and the lanes.
+
+  Choice: documents are dealt whole where there are two for each lane, and a
+  sequence for each lane. Else all are joined in one order, which each lane
+  repeats from another place; their tokens are kept in memory, as those of open
+  documents are.
+
+  Args:
+    corpus: Its training documents are read.
+    encode: Document index to tokens, int32 [n].
+    seed: Of the order of documents.
+    batch_size: Rows of a batch; the lanes are a multiple of it.
+    length: Tokens of a sequence.
+
+  Raises:
+    ValueError: The documents do not fill the rows of one batch.
+  """
+  lanes = -(-_OPEN_DOCUMENTS // batch_size) * batch_size
+  order = _Dealing(corpus, encode, seed)
+  distinct = len(corpus.train) - len(corpus.copies)
+  if distinct >= 2 * lanes and _fill(order, lanes * length):
+    dealt = grain.MapDataset.source(order)
+
+    def documents(number: int) -> grain.IterDataset:
+      return grain.experimental.ConcatThenSplitIterDataset(
+        dealt[number::lanes].to_iter_dataset(_READ),
+        length_struct={'tokens': length},
+      )
+
+    return documents, lanes
+
+  tokens = np.concatenate(
+    [order[place]['tokens'] for place in range(order.count)]
+  )
+  if len(tokens) < batch_size * length:
+    raise ValueError(
+      f'{distinct} training documents hold {len(tokens)} tokens, and the rows '
+      f'of a batch would be copies: data.batch_size={batch_size} and '
+      f'data.seq_len={length - 1} need at least {batch_size * length}; give '
+      'more text, or lower either.'
+    )
+  lanes = min(lanes, len(tokens) // length // batch_size * batch_size)
+  sequences = grain.MapDataset.source(_Stream(tokens, lanes, length))
+
+  def pieces(number: int) -> grain.IterDataset:
+    return sequences[number::lanes].to_iter_dataset(_READ)
+
+  return pieces, lanes

@@ -1,0 +1,82 @@
+"""Documents to tokens, and what of them a tokenizer loses.
+
+Choice: a held-out document that its tokens do not give back, byte for byte, is
+an error, since bits per byte would be those of another text. A training
+document costs no honesty but only what is learned, and may come up after days;
+it is reported when it is first read.
+"""
+
+from absl import logging
+import ml_collections
+import numpy as np
+
+from hope.data import sources
+from hope.data.tokenization import Tokenizer
+
+# Training documents that a tokenizer changes and that are named.
+_REPORTED = 5
+
+
+class TrainingTokens:
+  """Gives the tokens of a training document, its separator behind it."""
+
+  def __init__(self, corpus: sources.Corpus, tokenizer: Tokenizer):
+    self._corpus = corpus
+    self._tokenizer = tokenizer
+    self._changed: set[int] = set()
+
+  def __call__(self, index: int) -> np.ndarray:
+    """Returns them, int32 [n + 1], by the document's index in the corpus."""
+    text = self._corpus.source.read(index)
+    tokens = encode_document(self._tokenizer, text)
+    if len(self._changed) < _REPORTED and index not in self._changed:
+      if difference := self._tokenizer.difference(text, tokens[:-1]):
+        self._changed.add(index)
+        logging.warning(
+          'The tokenizer changes the training document %r: %s.',
+          self._corpus.source.name(index),
+          difference,
+        )
+        if len(self._changed) == _REPORTED:
+          logging.warning('Further training documents are not looked at.')
+    return tokens
+
+
+def encode_document(tokenizer: Tokenizer, text: bytes) -> np.ndarray:
+  """Returns a document's tokens and the separator, int32 [n + 1]."""
+  separator = np.array([tokenizer.document_separator], np.int32)
+  return np.concatenate([tokenizer.encode(text, strict=False), separator])
+
+
+def heldout_tokens(
+  config: ml_collections.ConfigDict,
+  corpus: sources.Corpus,
+  tokenizer: Tokenizer,
+  num_documents: int,
+  num_tokens: int,
+) -> tuple[np.ndarray, np.ndarray, bytes]:
+  """Joins held-out documents until there are enough of both, or all.
+
+  Returns:
+    Their tokens and the bytes that each stands for, [n] each, and their bytes.
+
+  Raises:
+    ValueError: The tokens of a document do not give it back.
+  """
+  tokens, sizes, texts = [], [], []
+  total = 0
+  for name, text in corpus.documents('heldout'):
+    tokens.append(encode_document(tokenizer, text))
+    if difference := tokenizer.difference(text, tokens[-1][:-1]):
+      raise ValueError(
+        f'data.tokenizer={config.data.tokenizer} changes the held-out document '
+        f'{name!r}: {difference}. Bits per byte would be those of another '
+        'text; use data.tokenizer=byte or bpe-train:SIZE, or leave the '
+        'document out.'
+      )
+    sizes += [tokenizer.sizes(text, tokens[-1][:-1]), [0]]
+    texts.append(text)
+    total += len(tokens[-1])
+    if len(tokens) >= num_documents and total >= num_tokens:
+      break
+  return np.concatenate(tokens), np.concatenate(sizes), b''.join(texts)

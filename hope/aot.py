@@ -83,7 +83,7 @@ def compile_step(config: Any, devices: Sequence[Any], chip: Chip) -> Report:
   import jax
   import numpy as np
 
-  from hope.hlo import Program
+  from hope.hlo import Program, program_bytes
   from hope.parallel import mesh as mesh_lib
   from hope.training import step as step_lib
   from hope.training.flops import flops_per_token
@@ -132,12 +132,7 @@ def compile_step(config: Any, devices: Sequence[Any], chip: Chip) -> Report:
     chunk_size=config.model.titans.chunk_size,
     parameters=sum(x.size for x in jax.tree.leaves(state.params)),
     compile_seconds=seconds,
-    memory_bytes=(
-      memory.argument_size_in_bytes
-      + memory.output_size_in_bytes
-      - memory.alias_size_in_bytes
-      + memory.temp_size_in_bytes
-    ),
+    memory_bytes=program_bytes(compiled),
     memory_limit_bytes=round(chip.memory),
     argument_bytes=memory.argument_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes,

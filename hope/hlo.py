@@ -11,7 +11,7 @@ import collections
 import functools
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 COLLECTIVES = (
   'all-gather',
@@ -31,6 +31,21 @@ _FREE = frozenset(
 _ARRAY = re.compile(r'(\w+)\[([\d,]*)\](\{[^}]*\})?')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _NAME = re.compile(r'%([\w.-]+)')
+
+
+def program_bytes(compiled: Any) -> int:
+  """Bytes of a device that a run needs: arguments, results, temporaries.
+
+  Args:
+    compiled: of `jax.jit(...).lower(...).compile()`.
+  """
+  memory = compiled.memory_analysis()
+  return (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
+  )
 
 
 class Array(NamedTuple):

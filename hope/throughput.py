@@ -8,6 +8,7 @@ result as JSON.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 import json
 import pathlib
 import resource
@@ -20,6 +21,7 @@ from absl import app, flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import ml_collections
 from ml_collections import config_flags
 import numpy as np
@@ -29,6 +31,7 @@ import rich.table
 
 from hope import command_line, compilation_cache
 from hope.config import resolve
+from hope.hlo import Program, program_bytes
 from hope.parallel import devices
 from hope.parallel import mesh as mesh_lib
 from hope.training import step as step_lib
@@ -52,16 +55,45 @@ def _seconds(fn: Callable[[], Any]) -> float:
   return time.perf_counter() - begin
 
 
-def matmul_peak(size: int = _PEAK_SIZE, repeats: int = _PEAK_REPEATS) -> float:
-  """Best rate of a float32 product of two square matrices, in FLOP/s.
+def _check_steps(steps: int) -> None:
+  if steps < 1:
+    raise ValueError(f'steps={steps} must be at least 1.')
 
-  At jax's default precision, which is the model's as well.
+
+def matmul_peak(
+  size: int = _PEAK_SIZE,
+  repeats: int = _PEAK_REPEATS,
+  dtype: str = 'float32',
+  precision: str | None = None,
+) -> float:
+  """Best rate of a product of two square matrices, in FLOP/s.
+
+  Args:
+    size: of a side.
+    repeats: products that are timed, after one that is not.
+    dtype: of the matrices.
+    precision: as for `jnp.matmul`; None: jax's default, which is the model's
+      as well.
   """
-  a = jax.random.normal(jax.random.key(0), (size, size))
-  product = jax.jit(jnp.matmul)
+  a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+  product = jax.jit(functools.partial(jnp.matmul, precision=precision))
   jax.block_until_ready(product(a, a))
   best = min(_seconds(lambda: product(a, a)) for _ in range(repeats))
   return 2 * size**3 / best
+
+
+def memory_bandwidth(size: int, repeats: int = _PEAK_REPEATS) -> float:
+  """Best rate of the triad a = b + 3 c, in bytes per second.
+
+  Args:
+    size: bytes of each of the three arrays; far above the caches' size.
+    repeats: triads that are timed, after one that is not.
+  """
+  b, c = jnp.ones((2, size // 4), jnp.float32)
+  triad = jax.jit(lambda b, c: b + 3 * c)
+  jax.block_until_ready(triad(b, c))
+  best = min(_seconds(lambda: triad(b, c)) for _ in range(repeats))
+  return 3 * b.nbytes / best
 
 
 def peak_memory() -> tuple[int, str]:
@@ -74,6 +106,17 @@ def peak_memory() -> tuple[int, str]:
     return stats['peak_bytes_in_use'], 'device'
   unit = 1 if sys.platform == 'darwin' else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 'process'
+
+
+def _traffic(compiled: Any) -> int | None:
+  """Bytes of main memory that a run moves, as the program's text says.
+
+  None: the text does not say how often one of its loops runs.
+  """
+  try:
+    return Program(compiled.as_text()).main_memory_bytes()
+  except ValueError:
+    return None
 
 
 def _machine() -> dict[str, Any]:
@@ -99,14 +142,19 @@ def _sizes(config: ml_collections.FrozenConfigDict) -> dict[str, Any]:
   }
 
 
-def measure(
-  config: ml_collections.FrozenConfigDict, steps: int
+def time_steps(
+  config: ml_collections.FrozenConfigDict,
+  steps: int,
+  mesh: Mesh,
+  note: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, Any]:
   """Times whole training steps: forward, backward and optimizer.
 
   Args:
     config: a resolved configuration.
     steps: that are timed, after two that are not.
+    mesh: that they run on.
+    note: is told of each stage when it begins.
 
   Returns:
     What is measured, by name with its unit; see the keys.
@@ -115,9 +163,7 @@ def measure(
     ValueError: if steps is below 1.
     RuntimeError: if a step was not finite and so did not update.
   """
-  if steps < 1:
-    raise ValueError(f'steps={steps} must be at least 1.')
-  peaks = [matmul_peak()]
+  _check_steps(steps)
   shape = (config.data.batch_size, config.data.seq_len)
   tokens = np.random.default_rng(config.seed).integers(
     config.model.vocab_size, size=(shape[0], shape[1] + 1), dtype=np.int32
@@ -127,12 +173,11 @@ def measure(
     'targets': tokens[:, 1:],
     'weights': np.ones(shape, np.float32),
   }
-  mesh = mesh_lib.make_mesh(config)
-  # The cores of a CPU work on one product together.
-  units = 1 if mesh.devices.flat[0].platform == 'cpu' else mesh.size
   batch = mesh_lib.put_batch(batch, mesh)
+  note('initial parameters')
   graph, abstract = step_lib.abstract_state(config, mesh)
   state = step_lib.init_state(config, abstract)
+  note('compilation')
   begin = time.perf_counter()
   lowered = step_lib.train_step(graph, config, abstract).lower(state, batch)
   loaded = compilation_cache.loaded()
@@ -141,6 +186,7 @@ def measure(
   loaded = compilation_cache.loaded() > loaded
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
 
+  note('steps')
   times, metrics = [], {}
   for _ in range(_WARMUP + steps):
     begin = time.perf_counter()
@@ -153,8 +199,6 @@ def measure(
       'lower optimizer.learning_rate.'
     )
   memory, memory_of = peak_memory()
-  peaks.append(matmul_peak())
-
   seconds = statistics.median(times[_WARMUP:])
   rate = shape[0] * shape[1] / seconds
   flops = flops_per_token(config, config.data.seq_len)
@@ -164,10 +208,8 @@ def measure(
     'steps': steps,
     'flops_per_token': flops,
     'model_flops_per_second': rate * flops,
-    'matmul_flops_per_second': max(peaks),
-    'matmul_flops_per_second_before': peaks[0],
-    'matmul_flops_per_second_after': peaks[1],
-    'share_of_matmul_peak': rate * flops / (max(peaks) * units),
+    'program_bytes': program_bytes(compiled),
+    'main_memory_traffic_bytes': _traffic(compiled),
     'peak_memory_bytes': memory,
     'peak_memory_of': memory_of,
     'compile_seconds': compile_seconds,
@@ -175,6 +217,33 @@ def measure(
     'loss': float(metrics['loss']),
     'parameters': parameters,
     **_sizes(config),
+  }
+
+
+def measure(
+  config: ml_collections.FrozenConfigDict, steps: int
+) -> dict[str, Any]:
+  """`time_steps`, beside the peak of matmuls before and after them.
+
+  Args and Raises: as `time_steps`; the mesh is that of the configuration.
+
+  Returns:
+    What is measured, by name with its unit; see the keys.
+  """
+  _check_steps(steps)
+  peaks = [matmul_peak()]
+  mesh = mesh_lib.make_mesh(config)
+  # The cores of a CPU work on one product together.
+  units = 1 if mesh.devices.flat[0].platform == 'cpu' else mesh.size
+  result = time_steps(config, steps, mesh)
+  peaks.append(matmul_peak())
+  share = result['model_flops_per_second'] / (max(peaks) * units)
+  return {
+    **result,
+    'matmul_flops_per_second': max(peaks),
+    'matmul_flops_per_second_before': peaks[0],
+    'matmul_flops_per_second_after': peaks[1],
+    'share_of_matmul_peak': share,
     **_machine(),
   }
 
@@ -183,8 +252,10 @@ def measure_decode(
   config: ml_collections.FrozenConfigDict,
   steps: int,
   contexts: tuple[int, int] = _CONTEXTS,
+  batch_size: int = 1,
+  note: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, Any]:
-  """Times greedy decoding of one stream after a short and a long context.
+  """Times greedy decoding of some streams after a short and a long context.
 
   Timings of the two take turns, so that a busy machine slows both alike.
   Attention keeps and reads max_context keys whatever it has seen, so that its
@@ -193,7 +264,10 @@ def measure_decode(
   Args:
     config: a resolved configuration.
     steps: timings of each context, of 16 tokens each.
-    contexts: tokens read before decoding, short and long.
+    contexts: tokens read before decoding, short and long, in pieces of
+      data.seq_len tokens.
+    batch_size: streams; each gets a token in `seconds_per_token`.
+    note: is told of each stage when it begins.
 
   Returns:
     What is measured, by name with its unit; see the keys.
@@ -201,8 +275,8 @@ def measure_decode(
   Raises:
     ValueError: if steps is below 1.
   """
-  if steps < 1:
-    raise ValueError(f'steps={steps} must be at least 1.')
+  _check_steps(steps)
+  note('initial parameters')
   graph, params = jax.jit(lambda: step_lib.build_model(config))()
 
   def read(params, state, tokens):
@@ -214,9 +288,10 @@ def measure_decode(
 
   def prefill(length):
     tokens = rng.integers(
-      config.model.vocab_size, size=(1, length), dtype=np.int32
+      config.model.vocab_size, size=(batch_size, length), dtype=np.int32
     )
-    state = nnx.merge(graph, params).init_state(1)
+    note(f'reading {length:,} tokens')
+    state = nnx.merge(graph, params).init_state(batch_size)
     token = jnp.asarray(tokens[:, :1])
     for start in range(0, length, piece):
       token, state = advance(params, state, tokens[:, start : start + piece])
@@ -229,6 +304,7 @@ def measure_decode(
     return jax.block_until_ready((token, state))
 
   streams = [prefill(length) for length in contexts]
+  note('decoding')
   times = [[], []]
   for repeat in range(1 + steps):
     for j in range(2):
@@ -244,8 +320,10 @@ def measure_decode(
     'context_long': contexts[1],
     'ratio': long / short,
     'steps': steps,
+    'parameter_bytes': sum(x.nbytes for x in jax.tree.leaves(params)),
+    'state_bytes': sum(x.nbytes for x in jax.tree.leaves(streams[0][1])),
     **_sizes(config),
-    'batch_size': 1,
+    'batch_size': batch_size,
     **_machine(),
   }
 

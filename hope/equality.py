@@ -1,0 +1,364 @@
+"""What this device computes, beside float64 on the CPU of the same machine.
+
+The reference is the token form in float64: `rule.token_update`, and layers and
+models that read one token at a time; for the solve, the inverse of LAPACK. The
+tests hold these equal to independent transcriptions of the equations. The
+device runs what training runs: chunks, whole sequences and their gradients.
+
+An error is the largest difference over the largest entry, of the worst array.
+Its bound is a multiple of the unit roundoff of the operands of matmuls. For
+jax's default precision of float32 matmuls, which differs between devices, the
+roundoff is measured.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from hope import config as config_lib
+from hope.layers.precision import at_least_float32
+from hope.memory import rule, solve
+from hope.model import Block, Hope
+
+# Unit roundoff of the operands of a matmul.
+ROUNDOFF = {'float32': 2.0**-24, 'tf32': 2.0**-11, 'bfloat16': 2.0**-9}
+# Settings of the model, beside the fields of Hope.
+SETTINGS: dict[str, dict[str, Any]] = {
+  'hope': {},
+  'gated delta net': {
+    'model.titans.hidden_multiple': 0,
+    'model.titans.objective': 'dot',
+    'model.titans.momentum': False,
+    'model.titans.self_modifying': False,
+    'model.titans.self_target': False,
+  },
+  'attention': {'model.mixer': 'attention'},
+}
+_IN_CONTEXT = {'model.cms.mode': 'in_context'}
+_PALLAS = {'model.titans.kernel': 'pallas'}
+
+
+class Sizes(NamedTuple):
+  """Sizes of what is compared: two heads, two chunks a sequence."""
+
+  batch: int
+  chunk: int
+  width: int
+  vocab_size: int = 61
+
+
+LARGE, SMALL = Sizes(2, 64, 128), Sizes(2, 8, 16)
+
+
+class Case(NamedTuple):
+  """Something to compare.
+
+  Attributes:
+    fast: (params, x) -> outputs, for the device.
+    slow: the same in another form, for float64.
+    params: tree of float32 arrays; both are differentiated by them.
+    x: the input; they are differentiated by it too unless it is of integers.
+  """
+
+  fast: Callable[[Any, Any], Any]
+  slow: Callable[[Any, Any], Any]
+  params: Any
+  x: np.ndarray
+
+
+def relative_error(actual: Any, expected: Any) -> tuple[float, str]:
+  """Largest difference over the largest entry, of the worst leaf; its path.
+
+  NaN and infinity are an infinite error.
+  """
+  worst, where = 0.0, ''
+  leaves = jax.tree_util.tree_leaves_with_path(expected)
+  for a, (path, e) in zip(jax.tree.leaves(actual), leaves, strict=True):
+    a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+    if a.shape != e.shape:
+      raise ValueError(f'Shapes {a.shape} and {e.shape} differ.')
+    error = np.abs(a - e).max() / (np.abs(e).max() or 1.0)
+    if not error <= worst:
+      worst, where = error, jax.tree_util.keystr(path)
+  return float(worst) if np.isfinite(worst) else float('inf'), where
+
+
+@functools.cache
+def default_arithmetic() -> str:
+  """How float32 matmuls are computed by default, a key of ROUNDOFF; measured.
+
+  Raises:
+    RuntimeError: if a matmul is off by more than bfloat16 explains.
+  """
+  a, b = np.random.default_rng(0).standard_normal((2, 256, 256))
+  a, b = np.float32(a), np.float32(b)
+  product = jax.jit(jnp.matmul)(a, b)
+  error, _ = relative_error(product, np.float64(a) @ np.float64(b))
+  # Errors of TF32 and bfloat16 are about half a roundoff here, and those of
+  # float32, which grow with the sum, a few.
+  for name, bound in (('float32', 1e-5), ('tf32', 5e-4), ('bfloat16', 5e-3)):
+    if error < bound:
+      return name
+  raise RuntimeError(f'A matmul of 256 x 256 random numbers is off by {error}.')
+
+
+def roundoff(arithmetic: str) -> float:
+  """The unit roundoff of 'highest', 'default' or 'bfloat16'."""
+  if arithmetic == 'highest':
+    return ROUNDOFF['float32']
+  default = ROUNDOFF[default_arithmetic()]
+  return default if arithmetic == 'default' else ROUNDOFF['bfloat16']
+
+
+def _cpu() -> jax.Device:
+  return jax.local_devices(backend='cpu')[0]
+
+
+# For the CPU: nearly all of the time is compilation.
+_compile = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
+
+
+def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+  return rng.standard_normal(shape).astype(np.float32)
+
+
+def _rule_case(sizes: Sizes, update: Callable[..., Any]) -> Case:
+  """Rule (A) with all of its terms."""
+  rng = np.random.default_rng(0)
+  b, c, i = sizes.batch, sizes.chunk, sizes.width // 2
+
+  def rates(low, high):
+    return rng.uniform(low, high, (b, c)).astype(np.float32)
+
+  params = {
+    'kernel': _normal(rng, b, i, i),
+    'trace': _normal(rng, b, i, i),
+    'g': _normal(rng, b, c, i),
+    'eta': rates(0.1, 0.6),
+    'alpha': rates(0.8, 1.0),
+    'beta': rates(0.5, 0.95),
+    'queries': _normal(rng, b, c, i),
+  }
+  return Case(
+    lambda params, u: update(u=u, **params),
+    lambda params, u: rule.token_update(u=u, **params),
+    params,
+    _normal(rng, b, c, i) / np.float32(i**0.5),
+  )
+
+
+def _solve_case(sizes: Sizes) -> Case:
+  """The solve, with entries of the size that random unit keys give."""
+  rng = np.random.default_rng(1)
+  c = sizes.chunk
+
+  def fast(rhs, lower):
+    return solve.solve_unit_lower(jnp.tril(lower, -1), rhs)
+
+  def slow(rhs, lower):
+    return jnp.linalg.inv(jnp.eye(c) + jnp.tril(lower, -1)) @ rhs
+
+  lower = _normal(rng, sizes.batch, c, c) / np.float32(c**0.5)
+  return Case(fast, slow, _normal(rng, sizes.batch, c, sizes.width), lower)
+
+
+def _whole(module: Any, x: jax.Array) -> jax.Array:
+  """Outputs of a layer or model for x [b, t, ...], read at once."""
+  return module(x)[0]
+
+
+def _by_token(module: Any, x: jax.Array) -> jax.Array:
+  """Outputs of a layer or model for x [b, t, ...], read token by token."""
+  graph, params = nnx.split(module)
+
+  def step(state, token):
+    y, state = nnx.merge(graph, params)(token[:, None], state)
+    return state, y[:, 0]
+
+  state = module.init_state(x.shape[0])
+  _, y = jax.lax.scan(step, state, jnp.moveaxis(x, 1, 0))
+  return jnp.moveaxis(y, 0, 1)
+
+
+def _module(
+  sizes: Sizes, part: str, dtype: str, fields: dict[str, Any]
+) -> nnx.Module:
+  """A model of two layers, or the 'mixer' or 'cms' of a layer."""
+  config = config_lib.base_config()
+  config.update_from_flattened_dict(
+    {
+      'model.num_layers': 2,
+      'model.width': sizes.width,
+      'model.num_heads': 2,
+      'model.titans.chunk_size': sizes.chunk,
+      'model.titans.projection_chunk_size': sizes.chunk,
+      'model.cms.periods': (sizes.chunk // 4, sizes.chunk),
+      'data.seq_len': 2 * sizes.chunk,
+      **fields,
+    }
+  )
+  config = config_lib.resolve(config, sizes.vocab_size)
+  config = ml_collections.ConfigDict(config)
+  config.model.dtype = dtype  # float64 is for references alone
+  rngs = nnx.Rngs(0)
+  if part == 'model':
+    return Hope(config, rngs=rngs)
+  return getattr(Block(config, rngs=rngs), part)
+
+
+def _module_case(
+  sizes: Sizes,
+  part: str,
+  dtype: str,
+  fields: dict[str, Any],
+  read: Callable[[Any, jax.Array], jax.Array] = _whole,
+) -> Case:
+  """A model or a layer.
+
+  Args:
+    sizes: of it.
+    part: 'model', 'mixer' or 'cms'.
+    dtype: of matmul operands on the device.
+    fields: of the configuration.
+    read: how the device reads a sequence.
+  """
+
+  def run(dtype, fields, read):
+    abstract = nnx.eval_shape(lambda: _module(sizes, part, dtype, fields))
+    graph, _ = nnx.split(abstract)
+
+    def outputs(params, x):
+      return at_least_float32(read(nnx.merge(graph, params), x))
+
+    return outputs
+
+  def initial():
+    _, params = nnx.split(_module(sizes, part, 'float32', fields))
+    return nnx.to_pure_dict(params)
+
+  rng = np.random.default_rng(2)
+  with jax.default_device(_cpu()):
+    params = _compile(initial)()
+  # Moved from where they start, as a zero would hide what it multiplies.
+  params = jax.tree.map(
+    lambda p: np.asarray(p) + np.float32(0.1) * _normal(rng, *p.shape), params
+  )
+  shape = (sizes.batch, 2 * sizes.chunk)
+  if part == 'model':
+    x = rng.integers(sizes.vocab_size, size=shape, dtype=np.int32)
+  else:
+    x = _normal(rng, *shape, sizes.width)
+  slow_fields = fields | {'model.titans.kernel': 'xla'}
+  return Case(
+    run(dtype, fields, read), run('float64', slow_fields, _by_token), params, x
+  )
+
+
+# By name, what makes it of (sizes, dtype).
+CASES: dict[str, Callable[[Sizes, str], Case]] = {
+  'rule, chunks': lambda sizes, _: _rule_case(sizes, rule.chunk_update),
+  'rule, tokens': lambda sizes, _: _rule_case(sizes, rule.token_update),
+  'solve': lambda sizes, _: _solve_case(sizes),
+  'titans layer': lambda sizes, dtype: _module_case(sizes, 'mixer', dtype, {}),
+  'titans layer, pallas': lambda sizes, dtype: _module_case(
+    sizes, 'mixer', dtype, _PALLAS
+  ),
+  'in-context levels': lambda sizes, dtype: _module_case(
+    sizes, 'cms', dtype, _IN_CONTEXT
+  ),
+  'hope, token by token': lambda sizes, dtype: _module_case(
+    sizes, 'model', dtype, {}, _by_token
+  ),
+  **{
+    name: functools.partial(
+      lambda fields, sizes, dtype: _module_case(sizes, 'model', dtype, fields),
+      fields,
+    )
+    for name, fields in SETTINGS.items()
+  },
+}
+
+
+def _with_gradients(function, params, x, weights):
+  """Outputs, and gradients of their sum with these weights."""
+
+  def total(params, x):
+    outputs = function(params, x)
+    pairs = zip(jax.tree.leaves(outputs), weights, strict=True)
+    return sum(jnp.sum(w * y) for y, w in pairs), outputs
+
+  floating = np.issubdtype(x.dtype, np.floating)
+  by = (0, 1) if floating else (0,)
+  gradients, outputs = jax.grad(total, by, has_aux=True)(params, x)
+  return outputs, gradients
+
+
+def _weights(case: Case) -> list[np.ndarray]:
+  rng = np.random.default_rng(3)
+  outputs = jax.eval_shape(case.fast, case.params, case.x)
+  return [_normal(rng, *y.shape) for y in jax.tree.leaves(outputs)]
+
+
+@functools.lru_cache(maxsize=2)
+def _reference(name: str, sizes: Sizes) -> tuple[Any, Any]:
+  """Outputs and gradients in float64, on the CPU."""
+  case = CASES[name](sizes, 'float32')
+  weights = _weights(case)
+  with jax.enable_x64(True), jax.default_device(_cpu()):
+    double = jax.tree.map(
+      lambda x: np.float64(x) if x.dtype == np.float32 else x,
+      (case.params, case.x, weights),
+    )
+    run = _compile(functools.partial(_with_gradients, case.slow))
+    return jax.tree.map(np.asarray, run(*double))
+
+
+def compare(
+  name: str,
+  arithmetic: str,
+  sizes: Sizes,
+  note: Callable[[str], None] = lambda stage: None,
+) -> dict[str, Any]:
+  """Compares a case, its outputs and their gradients.
+
+  Args:
+    name: of CASES.
+    arithmetic: 'highest' or 'default', precisions of float32 matmuls, or
+      'bfloat16', the type of the model's matmul operands.
+    sizes: of it.
+    note: is told of each stage when it begins.
+
+  Returns:
+    Errors with their bounds, and whether they are within; see the keys.
+  """
+  note('float64 on the CPU')
+  expected = _reference(name, sizes)
+  note('compilation and run')
+  dtype = 'bfloat16' if arithmetic == 'bfloat16' else 'float32'
+  case = CASES[name](sizes, dtype)
+  precision = 'highest' if arithmetic == 'highest' else None
+  with jax.default_matmul_precision(precision):
+    run = jax.jit(functools.partial(_with_gradients, case.fast))
+    actual = run(case.params, case.x, _weights(case))
+  result: dict[str, Any] = {'case': name, 'arithmetic': arithmetic}
+  names = ('output', 'gradient')
+  for kind, a, e in zip(names, actual, expected, strict=True):
+    error, where = relative_error(a, e)
+    bound = BOUNDS[kind] * roundoff(arithmetic)
+    result[f'{kind}_error'], result[f'{kind}_bound'] = error, bound
+    result[f'{kind}_worst'] = where
+  result['equal'] = all(
+    result[f'{kind}_error'] <= result[f'{kind}_bound'] for kind in names
+  )
+  return result
+
+
+BOUNDS = {'output': 100.0, 'gradient': 400.0}

@@ -12,6 +12,7 @@ roundoff is measured.
 """
 
 from collections.abc import Callable
+import contextlib
 import functools
 from typing import Any, NamedTuple
 
@@ -60,13 +61,14 @@ class Case(NamedTuple):
   """Something to compare.
 
   Attributes:
-    fast: (params, x) -> outputs, for the device.
+    fast: (params, x) -> outputs, for the device; made of the type of matmul
+      operands.
     slow: the same in another form, for float64.
     params: tree of float32 arrays; both are differentiated by them.
     x: the input; they are differentiated by it too unless it is of integers.
   """
 
-  fast: Callable[[Any, Any], Any]
+  fast: Callable[[str], Callable[[Any, Any], Any]]
   slow: Callable[[Any, Any], Any]
   params: Any
   x: np.ndarray
@@ -148,7 +150,7 @@ def _rule_case(sizes: Sizes, update: Callable[..., Any]) -> Case:
     'queries': _normal(rng, b, c, i),
   }
   return Case(
-    lambda params, u: update(u=u, **params),
+    lambda _: lambda params, u: update(u=u, **params),
     lambda params, u: rule.token_update(u=u, **params),
     params,
     _normal(rng, b, c, i) / np.float32(i**0.5),
@@ -167,7 +169,9 @@ def _solve_case(sizes: Sizes) -> Case:
     return jnp.linalg.inv(jnp.eye(c) + jnp.tril(lower, -1)) @ rhs
 
   lower = _normal(rng, sizes.batch, c, c) / np.float32(c**0.5)
-  return Case(fast, slow, _normal(rng, sizes.batch, c, sizes.width), lower)
+  return Case(
+    lambda _: fast, slow, _normal(rng, sizes.batch, c, sizes.width), lower
+  )
 
 
 def _whole(module: Any, x: jax.Array) -> jax.Array:
@@ -217,7 +221,6 @@ def _module(
 def _module_case(
   sizes: Sizes,
   part: str,
-  dtype: str,
   fields: dict[str, Any],
   read: Callable[[Any, jax.Array], jax.Array] = _whole,
 ) -> Case:
@@ -226,7 +229,6 @@ def _module_case(
   Args:
     sizes: of it.
     part: 'model', 'mixer' or 'cms'.
-    dtype: of matmul operands on the device.
     fields: of the configuration.
     read: how the device reads a sequence.
   """
@@ -258,33 +260,32 @@ def _module_case(
     x = _normal(rng, *shape, sizes.width)
   slow_fields = fields | {'model.titans.kernel': 'xla'}
   return Case(
-    run(dtype, fields, read), run('float64', slow_fields, _by_token), params, x
+    lambda dtype: run(dtype, fields, read),
+    run('float64', slow_fields, _by_token),
+    params,
+    x,
   )
 
 
-# By name, what makes it of (sizes, dtype).
-CASES: dict[str, Callable[[Sizes, str], Case]] = {
-  'rule, chunks': lambda sizes, _: _rule_case(sizes, rule.chunk_update),
-  'rule, tokens': lambda sizes, _: _rule_case(sizes, rule.token_update),
-  'solve': lambda sizes, _: _solve_case(sizes),
-  'titans layer': lambda sizes, dtype: _module_case(sizes, 'mixer', dtype, {}),
-  'titans layer, pallas': lambda sizes, dtype: _module_case(
-    sizes, 'mixer', dtype, _PALLAS
+_CASES: dict[str, Callable[[Sizes], Case]] = {
+  'rule, chunks': lambda sizes: _rule_case(sizes, rule.chunk_update),
+  'rule, tokens': lambda sizes: _rule_case(sizes, rule.token_update),
+  'solve': _solve_case,
+  'titans layer': lambda sizes: _module_case(sizes, 'mixer', {}),
+  'titans layer, pallas': lambda sizes: _module_case(sizes, 'mixer', _PALLAS),
+  'in-context levels': lambda sizes: _module_case(sizes, 'cms', _IN_CONTEXT),
+  'hope, token by token': lambda sizes: _module_case(
+    sizes, 'model', {}, _by_token
   ),
-  'in-context levels': lambda sizes, dtype: _module_case(
-    sizes, 'cms', dtype, _IN_CONTEXT
-  ),
-  'hope, token by token': lambda sizes, dtype: _module_case(
-    sizes, 'model', dtype, {}, _by_token
-  ),
-  **{
-    name: functools.partial(
-      lambda fields, sizes, dtype: _module_case(sizes, 'model', dtype, fields),
-      fields,
-    )
-    for name, fields in SETTINGS.items()
-  },
 }
+CASES = (*_CASES, *SETTINGS)
+
+
+@functools.lru_cache(maxsize=2)
+def _case(name: str, sizes: Sizes) -> Case:
+  if name in SETTINGS:
+    return _module_case(sizes, 'model', SETTINGS[name])
+  return _CASES[name](sizes)
 
 
 def _with_gradients(function, params, x, weights):
@@ -303,14 +304,14 @@ def _with_gradients(function, params, x, weights):
 
 def _weights(case: Case) -> list[np.ndarray]:
   rng = np.random.default_rng(3)
-  outputs = jax.eval_shape(case.fast, case.params, case.x)
+  outputs = jax.eval_shape(case.fast('float32'), case.params, case.x)
   return [_normal(rng, *y.shape) for y in jax.tree.leaves(outputs)]
 
 
 @functools.lru_cache(maxsize=2)
 def _reference(name: str, sizes: Sizes) -> tuple[Any, Any]:
   """Outputs and gradients in float64, on the CPU."""
-  case = CASES[name](sizes, 'float32')
+  case = _case(name, sizes)
   weights = _weights(case)
   with jax.enable_x64(True), jax.default_device(_cpu()):
     double = jax.tree.map(
@@ -342,11 +343,13 @@ def compare(
   note('float64 on the CPU')
   expected = _reference(name, sizes)
   note('compilation and run')
-  dtype = 'bfloat16' if arithmetic == 'bfloat16' else 'float32'
-  case = CASES[name](sizes, dtype)
-  precision = 'highest' if arithmetic == 'highest' else None
-  with jax.default_matmul_precision(precision):
-    run = jax.jit(functools.partial(_with_gradients, case.fast))
+  case = _case(name, sizes)
+  fast = case.fast('bfloat16' if arithmetic == 'bfloat16' else 'float32')
+  precision: Any = contextlib.nullcontext()
+  if arithmetic == 'highest':
+    precision = jax.default_matmul_precision('highest')
+  with precision:
+    run = jax.jit(functools.partial(_with_gradients, fast))
     actual = run(case.params, case.x, _weights(case))
   result: dict[str, Any] = {'case': name, 'arithmetic': arithmetic}
   names = ('output', 'gradient')

@@ -1,0 +1,270 @@
+r"""Equality, speed and memory on this machine's GPU or TPU, in six minutes.
+
+  python -m hope.accelerator                    # all that fits in six minutes
+  python -m hope.accelerator --minutes=15 --output=runs/h100
+
+What it runs, in order of importance: matmul peak and memory bandwidth, equality
+with float64 (`hope.equality`), training steps of Hope, of its Gated DeltaNet
+setting and of attention (bfloat16, 2,048 tokens, random data), and decoding.
+Each part has a deadline. What did not fit is listed with the reason. One device
+is used. On a CPU a small form of the same runs, in under a minute.
+
+The table and OUTPUT/accelerator.json have the device, versions and settings.
+The file is written after each part. The exit code is 1 if something is not
+equal or failed; what was skipped does not count.
+
+Of the requirements it imports absl, flax, jax, ml_collections, numpy, optax and
+rich. On a machine that has jax for its device:
+
+  pip install absl-py flax ml-collections optax rich
+  python -m hope.accelerator
+"""
+
+from collections.abc import Callable, Sequence
+import datetime
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+import time
+import traceback
+from typing import Any
+
+from absl import app, flags
+import jax
+import rich.console
+
+from hope import accelerator_parts, accelerator_report, command_line
+from hope.accelerator_parts import Part
+from hope.topologies import one_line
+
+# A part is not begun with less time, in seconds.
+_LEAST = 5
+
+
+def serve(pipe: Any) -> None:
+  """Runs the parts that come through a pipe, until it is closed.
+
+  Sends (status, value): 'stage' and its name, any number of times, then 'done'
+  and the result, or 'skipped' or 'failed' and the reason.
+  """
+  # A compile time read from a cache would say nothing.
+  jax.config.update('jax_enable_compilation_cache', False)
+  platforms = jax.config.jax_platforms
+  if platforms and 'cpu' not in platforms.split(','):
+    # The CPU computes what the device is compared with.
+    jax.config.update('jax_platforms', f'{platforms},cpu')
+  while True:
+    try:
+      part = pipe.recv()
+    except EOFError:
+      return
+    try:
+      result = accelerator_parts.RUNNERS[part.kind](
+        **part.arguments, note=lambda stage: pipe.send(('stage', stage))
+      )
+      pipe.send(('done', result))
+    except accelerator_parts.SkippedError as reason:
+      pipe.send(('skipped', str(reason)))
+    except Exception as error:
+      traceback.print_exc()
+      pipe.send(('failed', f'{type(error).__name__}: {one_line(error)}'))
+
+
+class Worker:
+  """A process that runs parts; one that takes too long is ended."""
+
+  def __init__(self, serve: Callable[[Any], None] = serve):
+    """Takes what runs in the process, with its end of the pipe."""
+    self._serve = serve
+    self._process: Any = None
+    self._pipe: Any = None
+
+  def _start(self) -> None:
+    context = multiprocessing.get_context('spawn')
+    self._pipe, end = context.Pipe()
+    self._process = context.Process(
+      target=self._serve, args=(end,), daemon=True
+    )
+    self._process.start()
+    end.close()
+
+  def close(self) -> None:
+    """Ends the process at once."""
+    if self._process is not None:
+      self._process.kill()
+      self._process.join()
+      self._pipe.close()
+      self._process = None
+
+  def run(self, part: Part, seconds: float) -> dict[str, Any]:
+    """Runs a part; returns its 'status', and its 'result' or the 'reason'."""
+    end = time.monotonic() + seconds
+    if self._process is None:
+      self._start()
+    stage = 'start'
+    try:
+      self._pipe.send(part)
+      while self._pipe.poll(max(end - time.monotonic(), 0)):
+        status, value = self._pipe.recv()
+        if status == 'stage':
+          stage = value
+          continue
+        key = 'result' if status == 'done' else 'reason'
+        return {'status': status, key: value}
+    except (EOFError, OSError):
+      self._process.join(5)
+      code = self._process.exitcode
+      self.close()
+      reason = f'its process ended with exit code {code} during: {stage}'
+      return {'status': 'failed', 'reason': reason}
+    self.close()
+    reason = f'ended after {seconds:.0f} s, its deadline, during: {stage}'
+    return {'status': 'skipped', 'reason': reason}
+
+
+def run_parts(
+  parts: Sequence[Part],
+  run: Callable[[Part, float], dict[str, Any]],
+  end: float,
+  seconds: float,
+  finished: Callable[[dict[str, Any]], None],
+  clock: Callable[[], float] = time.monotonic,
+) -> None:
+  """Runs parts in order, each in its share of the time and in what is left.
+
+  Args:
+    parts: the most important first.
+    run: (part, seconds) -> outcome, as `Worker.run`.
+    end: of all, by the clock.
+    seconds: that a part's share is of.
+    finished: is given each part's outcome: name, kind, status, seconds, and
+      the result or the reason.
+    clock: in seconds.
+  """
+  for part in parts:
+    begin = clock()
+    left = end - begin
+    if left < _LEAST:
+      outcome = {'status': 'skipped', 'reason': 'no time was left'}
+    else:
+      outcome = run(part, min(part.share * seconds, left))
+    head = {'name': part.name, 'kind': part.kind}
+    finished({**head, 'seconds': clock() - begin, **outcome})
+
+
+def add_shares(outcomes: list[dict[str, Any]]) -> None:
+  """Adds to results what share they are of the measured peaks.
+
+  share_of_matmul_peak: model FLOP/s over the rate of bfloat16 matmuls.
+  share_of_bandwidth: of training, the traffic of main memory that the compiled
+    program states; of decoding, what a token cannot do without: parameters
+    read once, states read and written once.
+
+  Args:
+    outcomes: of `run_parts`; unchanged if the peaks are not among them.
+  """
+  results = [(x['kind'], x['result']) for x in outcomes if 'result' in x]
+  peaks = next((result for kind, result in results if kind == 'peaks'), None)
+  if peaks is None:
+    return
+  bandwidth = peaks['memory_bytes_per_second']
+  for kind, x in results:
+    if kind == 'training':
+      peak = peaks['matmul_bfloat16_flops_per_second']
+      x['share_of_matmul_peak'] = x['model_flops_per_second'] / peak
+      if traffic := x['main_memory_traffic_bytes']:
+        x['share_of_bandwidth'] = traffic / x['step_seconds'] / bandwidth
+    if kind == 'decoding':
+      moved = x['parameter_bytes'] + 2 * x['state_bytes']
+      for length in ('short', 'long'):
+        rate = moved / x[f'seconds_per_token_{length}']
+        x[f'share_of_bandwidth_{length}'] = rate / bandwidth
+
+
+def failures(outcomes: Sequence[dict[str, Any]]) -> list[str]:
+  """Names of the parts that failed, or whose results are not equal."""
+  return [
+    x['name']
+    for x in outcomes
+    if x['status'] == 'failed' or not x.get('result', {}).get('equal', True)
+  ]
+
+
+def _write(path: pathlib.Path, content: dict[str, Any]) -> None:
+  """Writes JSON so that the file is whole at any time."""
+  new = path.with_suffix('.new')
+  new.write_text(json.dumps(content, indent=1) + '\n')
+  os.replace(new, path)
+
+
+def _define_flags() -> None:
+  flags.DEFINE_float('minutes', 6, 'Time for all of it.', lower_bound=0.1)
+  flags.DEFINE_string('output', 'runs/accelerator', 'Folder of the results.')
+  flags.DEFINE_bool(
+    'small', None, 'The small form; by default on a CPU, and only there.'
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs what there is time for, prints it and writes it."""
+  if len(argv) > 1:
+    raise app.UsageError(f'Not a flag: {argv[1]!r}.')
+  values = flags.FLAGS
+  seconds = 60 * values.minutes
+  end = time.monotonic() + seconds
+  folder = pathlib.Path(values.output)
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / 'accelerator.json'
+  content: dict[str, Any] = {
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'minutes': values.minutes,
+    'complete': False,
+    'parts': [],
+  }
+  console = rich.console.Console(highlight=False)
+
+  def finished(outcome):
+    content['parts'].append(outcome)
+    add_shares(content['parts'])
+    _write(path, content)
+    spent = seconds - (end - time.monotonic())
+    line = f'{spent:4.0f} s  {outcome["name"]}: {outcome["status"]}'
+    reason = outcome.get('reason')
+    console.print(f'{line}, {reason}' if reason else line, markup=False)
+
+  worker = Worker()
+  try:
+    first = Part('machine', 'machine', {}, 0.4)
+    run_parts([first], worker.run, end, seconds, finished)
+    machine = content['parts'][0].get('result')
+    if machine:
+      small = values.small
+      if small is None:
+        small = machine['platform'] == 'cpu'
+      if small:
+        console.print('The small form: for a CPU, or with --small.')
+      content['small'] = small
+      parts = (
+        accelerator_parts.small_plan()
+        if small
+        else accelerator_parts.plan(machine)
+      )
+      run_parts(parts, worker.run, end, seconds, finished)
+  finally:
+    worker.close()
+  content['complete'] = True
+  content['failed'] = failures(content['parts'])
+  _write(path, content)
+  accelerator_report.show(content, console)
+  console.print(f'Written to {path}', markup=False)
+  if content['failed']:
+    names = '; '.join(content['failed'])
+    print(f'error: not equal, or failed: {names}', file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  _define_flags()
+  command_line.run(main)

@@ -35,8 +35,14 @@ from absl import app, flags
 import jax
 import rich.console
 
-from hope import accelerator_parts, accelerator_report, command_line
-from hope.accelerator_parts import Part
+from hope import accelerator_report, command_line
+from hope.accelerator_parts import (
+  RUNNERS,
+  Part,
+  SkippedError,
+  plan,
+  small_plan,
+)
 from hope.topologies import one_line
 
 # A part is not begun with less time, in seconds.
@@ -51,7 +57,8 @@ def serve(pipe: Any) -> None:
   """
   # A compile time read from a cache would say nothing.
   jax.config.update('jax_enable_compilation_cache', False)
-  platforms = jax.config.jax_platforms
+  config: Any = jax.config
+  platforms = config.jax_platforms
   if platforms and 'cpu' not in platforms.split(','):
     # The CPU computes what the device is compared with.
     jax.config.update('jax_platforms', f'{platforms},cpu')
@@ -61,11 +68,11 @@ def serve(pipe: Any) -> None:
     except EOFError:
       return
     try:
-      result = accelerator_parts.RUNNERS[part.kind](
+      result = RUNNERS[part.kind](
         **part.arguments, note=lambda stage: pipe.send(('stage', stage))
       )
       pipe.send(('done', result))
-    except accelerator_parts.SkippedError as reason:
+    except SkippedError as reason:
       pipe.send(('skipped', str(reason)))
     except Exception as error:
       traceback.print_exc()
@@ -90,13 +97,20 @@ class Worker:
     self._process.start()
     end.close()
 
-  def close(self) -> None:
-    """Ends the process at once."""
-    if self._process is not None:
-      self._process.kill()
-      self._process.join()
-      self._pipe.close()
-      self._process = None
+  def close(self, seconds: float = 0) -> int | None:
+    """Ends the process, if there is one, after so many seconds at the latest.
+
+    Returns:
+      Its exit code; None if there was none.
+    """
+    process, self._process = self._process, None
+    if process is None:
+      return None
+    self._pipe.close()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode
 
   def run(self, part: Part, seconds: float) -> dict[str, Any]:
     """Runs a part; returns its 'status', and its 'result' or the 'reason'."""
@@ -114,9 +128,7 @@ class Worker:
         key = 'result' if status == 'done' else 'reason'
         return {'status': status, key: value}
     except (EOFError, OSError):
-      self._process.join(5)
-      code = self._process.exitcode
-      self.close()
+      code = self.close(5)
       reason = f'its process ended with exit code {code} during: {stage}'
       return {'status': 'failed', 'reason': reason}
     self.close()
@@ -207,50 +219,57 @@ def _define_flags() -> None:
   )
 
 
-def main(argv: Sequence[str]) -> None:
-  """Runs what there is time for, prints it and writes it."""
-  if len(argv) > 1:
-    raise app.UsageError(f'Not a flag: {argv[1]!r}.')
-  values = flags.FLAGS
-  seconds = 60 * values.minutes
+def execute(
+  folder: pathlib.Path,
+  minutes: float,
+  small: bool | None,
+  worker: Worker,
+  console: rich.console.Console,
+) -> int:
+  """Runs what there is time for, prints it and writes it.
+
+  Args:
+    folder: of the results; made if it is not there.
+    minutes: for all of it.
+    small: whether in the small form; None: on a CPU.
+    worker: that runs the parts.
+    console: to print on.
+
+  Returns:
+    The exit code: 1 if something is not equal or failed.
+  """
+  seconds = 60 * minutes
   end = time.monotonic() + seconds
-  folder = pathlib.Path(values.output)
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / 'accelerator.json'
   content: dict[str, Any] = {
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'minutes': values.minutes,
+    'minutes': minutes,
     'complete': False,
     'parts': [],
   }
-  console = rich.console.Console(highlight=False)
 
-  def finished(outcome):
+  def finished(outcome: dict[str, Any]) -> None:
     content['parts'].append(outcome)
     add_shares(content['parts'])
     _write(path, content)
     spent = seconds - (end - time.monotonic())
     line = f'{spent:4.0f} s  {outcome["name"]}: {outcome["status"]}'
-    reason = outcome.get('reason')
-    console.print(f'{line}, {reason}' if reason else line, markup=False)
+    if 'reason' in outcome:
+      line += f', {outcome["reason"]}'
+    console.print(line, markup=False)
 
-  worker = Worker()
   try:
     first = Part('machine', 'machine', {}, 0.4)
     run_parts([first], worker.run, end, seconds, finished)
     machine = content['parts'][0].get('result')
     if machine:
-      small = values.small
       if small is None:
         small = machine['platform'] == 'cpu'
-      if small:
-        console.print('The small form: for a CPU, or with --small.')
+        if small:
+          console.print('No GPU or TPU: the small form, on the CPU.')
       content['small'] = small
-      parts = (
-        accelerator_parts.small_plan()
-        if small
-        else accelerator_parts.plan(machine)
-      )
+      parts = small_plan() if small else plan(machine)
       run_parts(parts, worker.run, end, seconds, finished)
   finally:
     worker.close()
@@ -262,7 +281,17 @@ def main(argv: Sequence[str]) -> None:
   if content['failed']:
     names = '; '.join(content['failed'])
     print(f'error: not equal, or failed: {names}', file=sys.stderr)
-    sys.exit(1)
+  return 1 if content['failed'] else 0
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs `execute` with the flags and exits with its code."""
+  if len(argv) > 1:
+    raise app.UsageError(f'Not a flag: {argv[1]!r}.')
+  values = flags.FLAGS
+  folder = pathlib.Path(values.output)
+  console = rich.console.Console(highlight=False)
+  sys.exit(execute(folder, values.minutes, values.small, Worker(), console))
 
 
 if __name__ == '__main__':

@@ -74,6 +74,7 @@ def machine(note: Note) -> dict[str, Any]:
   device = jax.local_devices()[0]
   stats = device.memory_stats() or {}
   versions = {name: _version(name) for name in _PACKAGES}
+  config: Any = jax.config
   variables = {name: os.environ.get(name) for name in _VARIABLES}
   return {
     'platform': device.platform,
@@ -87,7 +88,7 @@ def machine(note: Note) -> dict[str, Any]:
     'python': platform.python_version(),
     'versions': {k: v for k, v in versions.items() if v},
     'variables': {k: v for k, v in variables.items() if v is not None},
-    'jax_default_matmul_precision': jax.config.jax_default_matmul_precision,
+    'jax_default_matmul_precision': config.jax_default_matmul_precision,
   }
 
 

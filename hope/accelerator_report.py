@@ -59,7 +59,7 @@ def _peaks(results: Sequence[dict[str, Any]]):
       rate = result[f'matmul_{name}_flops_per_second'] / 1e12
       table.add_row(f'matmul, {kind}', f'{rate:,.2f} TFLOP/s')
     rate = result['memory_bytes_per_second'] / 1e9
-    table.add_row('memory, a = b + 3 c', f'{rate:,.1f} GB/s')
+    table.add_row('memory, b = b + 3 c', f'{rate:,.1f} GB/s')
   return table
 
 

@@ -14,6 +14,7 @@ roundoff is measured.
 from collections.abc import Callable
 import contextlib
 import functools
+import math
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -28,7 +29,7 @@ from hope.memory import rule, solve
 from hope.model import Block, Hope
 
 # Unit roundoff of the operands of a matmul.
-ROUNDOFF = {'float32': 2.0**-24, 'tf32': 2.0**-11, 'bfloat16': 2.0**-9}
+ROUNDOFF = {'float32': 2.0**-24, 'tf32': 2.0**-11, 'bfloat16': 2.0**-8}
 # Settings of the model, beside the fields of Hope.
 SETTINGS: dict[str, dict[str, Any]] = {
   'hope': {},
@@ -85,10 +86,12 @@ def relative_error(actual: Any, expected: Any) -> tuple[float, str]:
     a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
     if a.shape != e.shape:
       raise ValueError(f'Shapes {a.shape} and {e.shape} differ.')
-    error = np.abs(a - e).max() / (np.abs(e).max() or 1.0)
-    if not error <= worst:
+    error = float(np.abs(a - e).max() / (np.abs(e).max() or 1.0))
+    if not math.isfinite(error):
+      return math.inf, jax.tree_util.keystr(path)
+    if error > worst:
       worst, where = error, jax.tree_util.keystr(path)
-  return float(worst) if np.isfinite(worst) else float('inf'), where
+  return worst, where
 
 
 @functools.cache
@@ -101,10 +104,10 @@ def default_arithmetic() -> str:
   a, b = np.random.default_rng(0).standard_normal((2, 256, 256))
   a, b = np.float32(a), np.float32(b)
   product = jax.jit(jnp.matmul)(a, b)
-  error, _ = relative_error(product, np.float64(a) @ np.float64(b))
-  # Errors of TF32 and bfloat16 are about half a roundoff here, and those of
-  # float32, which grow with the sum, a few.
-  for name, bound in (('float32', 1e-5), ('tf32', 5e-4), ('bfloat16', 5e-3)):
+  error, _ = relative_error(product, np.matmul(a, b, dtype=np.float64))
+  # Rounded to TF32 or bfloat16 it is 0.6 of a roundoff, 3e-4 or 2.3e-3; in
+  # float32, where the sum counts, 6e-7.
+  for name, bound in (('float32', 1e-5), ('tf32', 8e-4), ('bfloat16', 5e-3)):
     if error < bound:
       return name
   raise RuntimeError(f'A matmul of 256 x 256 random numbers is off by {error}.')
@@ -209,8 +212,8 @@ def _module(
       **fields,
     }
   )
-  config = config_lib.resolve(config, sizes.vocab_size)
-  config = ml_collections.ConfigDict(config)
+  resolved: Any = config_lib.resolve(config, sizes.vocab_size)
+  config = ml_collections.ConfigDict(resolved)
   config.model.dtype = dtype  # float64 is for references alone
   rngs = nnx.Rngs(0)
   if part == 'model':

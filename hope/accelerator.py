@@ -14,9 +14,9 @@ The file is written after each part. The exit code is 1 if something is not
 equal or failed; what was skipped does not count.
 
 Of the requirements it imports absl, flax, jax, ml_collections, numpy, optax and
-rich. On a machine that has jax for its device:
+rich. With a GPU and nothing installed, in a new environment:
 
-  pip install absl-py flax ml-collections optax rich
+  pip install . "jax[cuda12]"
   python -m hope.accelerator
 """
 

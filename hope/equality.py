@@ -27,6 +27,8 @@ from hope import config as config_lib
 from hope.layers.precision import at_least_float32
 from hope.memory import rule, solve
 from hope.model import Block, Hope
+from hope.parallel import devices
+from hope.parallel import mesh as mesh_lib
 
 # Unit roundoff of the operands of a matmul.
 ROUNDOFF = {'float32': 2.0**-24, 'tf32': 2.0**-11, 'bfloat16': 2.0**-8}
@@ -352,7 +354,10 @@ def compare(
   if arithmetic == 'highest':
     precision = jax.default_matmul_precision('highest')
   with precision:
-    run = jax.jit(functools.partial(_with_gradients, fast))
+    run = jax.jit(
+      functools.partial(_with_gradients, fast),
+      compiler_options=devices.compiler_options(mesh_lib.one_device()),
+    )
     actual = run(case.params, case.x, _weights(case))
   result: dict[str, Any] = {'case': name, 'arithmetic': arithmetic}
   names = ('output', 'gradient')

@@ -114,11 +114,11 @@ def peak_memory() -> tuple[int, str]:
 def _traffic(compiled: Any) -> int | None:
   """Bytes of main memory that a run moves, as the program's text says.
 
-  None: the text does not say how often one of its loops runs.
+  None: the compiler wrote something that `hope.hlo` cannot read.
   """
   try:
     return Program(compiled.as_text()).main_memory_bytes()
-  except ValueError:
+  except (ValueError, KeyError, IndexError):
     return None
 
 
@@ -286,6 +286,10 @@ def measure_decode(
     logits, state = nnx.merge(graph, params)(tokens, state)
     return jnp.argmax(logits[:, -1:], axis=-1).astype(jnp.int32), state
 
+  @jax.jit
+  def initial(params):
+    return nnx.merge(graph, params).init_state(batch_size)
+
   advance = jax.jit(read, donate_argnums=1)
   piece, rng = config.data.seq_len, np.random.default_rng(config.seed)
 
@@ -294,7 +298,7 @@ def measure_decode(
       config.model.vocab_size, size=(batch_size, length), dtype=np.int32
     )
     note(f'reading {length:,} tokens')
-    state = nnx.merge(graph, params).init_state(batch_size)
+    state = initial(params)
     token = jnp.asarray(tokens[:, :1])
     for start in range(0, length, piece):
       token, state = advance(params, state, tokens[:, start : start + piece])

@@ -187,6 +187,8 @@ def test_command_end_to_end(tmp_path):
     'matmul_flops_per_second',
     'share_of_matmul_peak',
     'peak_memory_bytes',
+    'program_bytes',
+    'main_memory_traffic_bytes',
     'compile_seconds',
     'loss',
     'parameters',
@@ -196,7 +198,12 @@ def test_command_end_to_end(tmp_path):
 
 
 def test_decode():
-  result = throughput.measure_decode(make(), steps=2, contexts=(8, 16))
+  result = throughput.measure_decode(
+    make(), steps=2, contexts=(8, 16), batch_size=3
+  )
+  # Keys and values of 8 tokens of width 16 in one layer, and the position.
+  assert result['batch_size'] == 3
+  assert result['state_bytes'] == 3 * 2 * 8 * 16 * 4 + 4
   assert (result['context_short'], result['context_long']) == (8, 16)
   assert result['seconds_per_token_short'] > 0
   assert result['ratio'] == pytest.approx(

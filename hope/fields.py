@@ -8,7 +8,6 @@ check written as `x <= 0` lets it pass.
 
 import dataclasses
 import difflib
-import inspect
 import math
 from typing import Any
 
@@ -165,20 +164,20 @@ class Field:
       raise ValueError(f'{given} must be at most {most}.')
 
 
-def check_argument(name: str, value: Any, parameter: inspect.Parameter) -> None:
+def check_argument(name: str, value: Any, default: Any) -> None:
   """Checks an argument of a function by its default.
 
   Args:
     name: of the argument, for the message.
     value: that it is given.
-    parameter: of the function's signature.
+    default: of the function's signature.
 
   Raises:
     ValueError: for a value of another type than the default, where that has
       one, and for a number, at any depth of the value, that is not finite.
   """
-  if type(parameter.default) in (bool, int, float, str):
-    Field(parameter.default, '').check(name, value)
+  if type(default) in (bool, int, float, str):
+    Field(default, '').check(name, value)
   else:
     _check_finite(name, value)
 

@@ -1,5 +1,6 @@
 """The optimizers of Nested Learning (arXiv:2512.24695) for optax."""
 
+from .arguments import check as check
 from .associative_momentum import (
   AssociativeMomentumState as AssociativeMomentumState,
 )
@@ -17,8 +18,10 @@ from .gradient_descent import (
 )
 from .gradient_descent import second_moments as second_moments
 from .matrices import MatrixAxes as MatrixAxes
+from .matrices import SplitAxes as SplitAxes
 from .matrices import matrix_axes as matrix_axes
 from .matrices import newton_schulz as newton_schulz
+from .matrices import on_matrices as on_matrices
 from .matrices import orthogonalize as orthogonalize
 from .matrices import stacked_matrix_axes as stacked_matrix_axes
 from .momentum import MomentumState as MomentumState

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import matrices
+from . import arguments, matrices, paths
 from .momentum import with_learning_rate
-
-STATISTICS = ('squares', 'outer_product')
 
 
 class AssociativeMomentumState(NamedTuple):
@@ -18,33 +16,55 @@ class AssociativeMomentumState(NamedTuple):
   Attributes:
     count: int32 scalar, steps so far.
     mu: M, shaped like the parameters.
-    nu: H, like the parameters; [stack, in, in] for a matrix with outer
-      products.
+    root: H^(1/2), like the parameters; [stack, in, in] for a matrix with outer
+      products. In the unit of the gradients, so that gradients whose squares
+      overflow or vanish have one.
   """
 
   count: jax.Array
   mu: optax.Updates
-  nu: Any
+  root: Any
 
 
-def _recall(h: jax.Array, eps: float) -> jax.Array:
-  """P / (H + eps) entry by entry, for P = sqrt(H)."""
-  return jnp.sqrt(h) / (h + eps)
+def _denominator(root: jax.Array, eps: float) -> jax.Array:
+  """(H + eps) / P for P = sqrt(H) = root; infinite where H is 0."""
+  return jnp.where(root == 0, jnp.inf, root + matrices.divide(eps, root))
 
 
-def _recall_matrix(h: jax.Array, eps: float) -> jax.Array:
-  """(H + eps I)^-1 P for P = H^(1/2), of symmetric [..., i, i].
+def _root_of_squares(
+  root: jax.Array, g: jax.Array, keep: jax.Array, add: jax.Array
+) -> jax.Array:
+  """sqrt(keep root^2 + add g^2), entry by entry."""
+  return jnp.hypot(jnp.sqrt(keep) * root, jnp.sqrt(add) * g)
 
-  Eigenvalues that are rounding errors count as zero.
+
+def _root_of_outer_products(
+  root: jax.Array, g: jax.Array, keep: jax.Array, add: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Eigenvalues [b, i] and vectors of (keep root^2 + add g g^T)^(1/2).
+
+  Args:
+    root: symmetric, [b, i, i].
+    g: [b, i, o].
+    keep: of H.
+    add: of the outer product.
+
+  Returns:
+    (values, vectors). Values that are rounding errors are zero.
   """
-  dtype = h.dtype
-  h = h.astype(jnp.promote_types(dtype, jnp.float32))
+  most = jnp.maximum(matrices.largest(root), matrices.largest(g))
+  r, g = matrices.divide(root, most), matrices.divide(g, most)
+  h = keep * r @ r + add * g @ jnp.swapaxes(g, -1, -2)
   values, vectors = jnp.linalg.eigh(h)
   least = values[..., -1:] * h.shape[-1] * jnp.finfo(h.dtype).eps
-  known = values > least
-  values = jnp.where(known, _recall(jnp.where(known, values, 1), eps), 0)
-  recall = (vectors * values[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
-  return recall.astype(dtype)
+  # What is not a number stays so.
+  values = jnp.where(values <= least, 0, values)
+  return most[..., 0] * jnp.sqrt(values), vectors
+
+
+def _of_eigenvalues(values: jax.Array, vectors: jax.Array) -> jax.Array:
+  """The symmetric matrices of some eigenvalues and vectors."""
+  return (vectors * values[..., None, :]) @ jnp.swapaxes(vectors, -1, -2)
 
 
 def scale_by_associative_momentum(
@@ -55,6 +75,7 @@ def scale_by_associative_momentum(
   eps: float = 1e-16,
   debias: bool = True,
   accumulator_dtype: Any = None,
+  nu_dtype: Any = None,
   axes: Any = None,
 ) -> optax.GradientTransformation:
   r"""The memory that best maps past gradients to a statistic of them.
@@ -77,6 +98,9 @@ def scale_by_associative_momentum(
   b2 = 1, H is the sum of all. For a matrix [in, out], H is [in, in]. A leaf
   whose axes are None takes 'squares'.
 
+  Choice: what is kept is the root of H, so that gradients of any size that the
+  type holds have their statistic: at 1e20, H itself overflows in float32.
+
   Two trees of the size of the parameters are kept; with outer products H of a
   matrix has in * in numbers, and each step an eigendecomposition of it.
 
@@ -87,76 +111,87 @@ def scale_by_associative_momentum(
     eps: added to H; the square of Adam's.
     debias: whether M and H are divided by 1 - decay^t.
     accumulator_dtype: of M; None: that of the parameters.
-    axes: tree of `MatrixAxes`, or a function from a tree to one, for outer
-      products. None: the last two axes.
+    nu_dtype: of the root of H; None: that of the parameters.
+    axes: tree of `MatrixAxes` or `SplitAxes`, or a function from a tree to one,
+      for outer products. None: the last two axes.
 
   Returns:
     An `optax.GradientTransformation`.
 
   Raises:
-    ValueError: if the statistic is unknown.
+    ValueError: if an argument is out of its bounds or, when used, naming a leaf
+      that is complex or whose axes cannot be.
 
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
-  if statistic not in STATISTICS:
-    raise ValueError(
-      f'statistic={statistic!r} is unknown; choose one of {STATISTICS}.'
-    )
-  axes = matrices.stacked_matrix_axes if axes is None else axes
-
-  def axes_of(tree):
-    if statistic == 'outer_product':
-      return matrices.resolve_axes(axes, tree)
-    return jax.tree.map(lambda _: None, tree)
-
-  def squares(g, a):
-    if a is None:
-      return jnp.square(g)
-    stack, _ = matrices.to_stack(g, a)
-    return stack @ jnp.swapaxes(stack, -1, -2)
+  arguments.check(
+    {'b2': arguments.FRACTION_OR_ONE},
+    b1=b1,
+    b2=b2,
+    statistic=statistic,
+    eps=eps,
+    debias=debias,
+    accumulator_dtype=accumulator_dtype,
+    nu_dtype=nu_dtype,
+  )
+  if statistic == 'squares':
+    axes = matrices.no_matrix_axes
+  elif axes is None:
+    axes = matrices.stacked_matrix_axes
 
   def init_fn(params):
-    def nu(x, a):
-      like = jax.eval_shape(lambda x: squares(x, a), x)
-      return jnp.zeros(like.shape, like.dtype)
+    paths.check_real(params)
+
+    def root(x, a):
+      dtype = x.dtype if nu_dtype is None else nu_dtype
+      if a is None:
+        return jnp.zeros_like(x, dtype=dtype)
+      b, i, _ = matrices.stack_shape(x, a)
+      return jnp.zeros((b, i, i), dtype)
 
     return AssociativeMomentumState(
       jnp.zeros([], jnp.int32),
       optax.tree.zeros_like(params, dtype=accumulator_dtype),
-      jax.tree.map(nu, params, axes_of(params)),
+      matrices.map_matrices(root, axes, params),
     )
 
   def update_fn(updates, state, params=None):
     del params
-    wanted = axes_of(updates)
+    paths.check_real(updates)
     count = jnp.asarray(optax.safe_increment(state.count))
-    mu = jax.tree.map(
-      lambda m, g: (b1 * m + (1 - b1) * g).astype(m.dtype), state.mu, updates
-    )
     add = jnp.where(b2 < 1, 1 - b2, 1.0)
-    nu = jax.tree.map(
-      lambda h, g, a: (b2 * h + add * squares(g, a)).astype(h.dtype),
-      state.nu,
-      updates,
-      wanted,
-    )
-    mu_hat, nu_hat = mu, nu
+    # What the sums are divided by.
+    mu_known, known = 1.0, 1.0
     if debias:
-      mu_hat = optax.tree.bias_correction(mu, b1, count)
-      known = jnp.where(b2 < 1, 1 - b2**count, 1.0)
-      nu_hat = jax.tree.map(lambda h: h / known.astype(h.dtype), nu)
+      mu_known = 1 - b1**count
+      known = jnp.sqrt(jnp.where(b2 < 1, 1 - b2**count, 1.0))
 
-    def read(m, h, a):
+    def step(g, a, m, root):
+      wide = matrices.at_least_float32
+      g, m, old = wide(g), wide(m), wide(root)
+      m = b1 * m + (1 - b1) * g
+      read = m / mu_known
       if a is None:
-        return _recall(h, eps) * m
-      stack, restore = matrices.to_stack(m, a)
-      return restore(_recall_matrix(h, eps) @ stack)
+        new = _root_of_squares(old, g, b2, add)
+        read = read / _denominator(new / known, eps)
+      else:
+        stack, _ = matrices.to_stack(g, a)
+        values, vectors = _root_of_outer_products(old, stack, b2, add)
+        new = _of_eigenvalues(values, vectors)
+        recall = _of_eigenvalues(1 / _denominator(values / known, eps), vectors)
+        stack, restore = matrices.to_stack(read, a)
+        read = restore(recall @ stack)
+      return read, m, new.astype(root.dtype)
 
-    read_updates = jax.tree.map(read, mu_hat, nu_hat, wanted)
+    read, mu, root = jax.tree.transpose(
+      jax.tree.structure(updates),
+      jax.tree.structure((0, 0, 0)),
+      matrices.map_matrices(step, axes, updates, state.mu, state.root),
+    )
     return (
-      optax.tree.cast_like(read_updates, updates),
-      AssociativeMomentumState(count, mu, nu),
+      optax.tree.cast_like(read, updates),
+      AssociativeMomentumState(count, optax.tree.cast_like(mu, state.mu), root),
     )
 
   return optax.GradientTransformation(init_fn, update_fn)
@@ -170,8 +205,10 @@ def associative_momentum(
   *,
   eps: float = 1e-16,
   debias: bool = True,
-  weight_decay: float = 0.0,
+  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay_mask: Any = None,
   accumulator_dtype: Any = None,
+  nu_dtype: Any = None,
   axes: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """`scale_by_associative_momentum` with a learning rate.
@@ -184,7 +221,10 @@ def associative_momentum(
     eps: added to H.
     debias: whether M and H are divided by 1 - decay^t.
     weight_decay: decoupled, multiplied with the learning rate.
+    weight_decay_mask: which leaves decay, a tree of bools or a function from
+      the parameters to one; None: all.
     accumulator_dtype: of M; None: that of the parameters.
+    nu_dtype: of the root of H; None: that of the parameters.
     axes: of the matrices; None: the last two axes of a leaf.
 
   Returns:
@@ -207,8 +247,10 @@ def associative_momentum(
       eps=eps,
       debias=debias,
       accumulator_dtype=accumulator_dtype,
+      nu_dtype=nu_dtype,
       axes=axes,
     ),
     learning_rate,
     weight_decay,
+    weight_decay_mask,
   )

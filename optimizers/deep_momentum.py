@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import matrices
+from . import arguments, matrices, paths
 from .momentum import Output, with_learning_rate
-
-OBJECTIVES = ('l2', 'dot')
 
 
 class DeepMomentumState(NamedTuple):
@@ -123,56 +121,66 @@ def scale_by_deep_momentum(
       `orthogonalize`; None: u itself.
     seed: of the memory's initial kernels.
     accumulator_dtype: of the memory; None: that of the parameters.
-    axes: tree of `MatrixAxes`, or a function from a tree to one: in and out of
-      a leaf, each of a stack by itself; a leaf whose axes are None is one
-      column. None: the last two axes.
+    axes: tree of `MatrixAxes` or `SplitAxes`, or a function from a tree to one:
+      in and out of a leaf, each of a stack by itself; a leaf whose axes are
+      None is one column. None: the last two axes.
 
   Returns:
     An `optax.GradientTransformation`.
 
   Raises:
-    ValueError: if the objective is unknown or depth or width is below 1.
+    ValueError: if an argument is out of its bounds or, when used, naming a leaf
+      that is complex or whose axes cannot be.
 
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
-  if objective not in OBJECTIVES:
-    raise ValueError(
-      f'objective={objective!r} is unknown; choose one of {OBJECTIVES}.'
-    )
-  if depth < 1 or width < 1:
-    raise ValueError(f'depth={depth} and width={width} must be at least 1.')
+  arguments.check(
+    decay=decay,
+    inner_learning_rate=inner_learning_rate,
+    objective=objective,
+    depth=depth,
+    width=width,
+    normalize=normalize,
+    output=output,
+    seed=seed,
+    accumulator_dtype=accumulator_dtype,
+  )
   axes = matrices.stacked_matrix_axes if axes is None else axes
 
   def shapes(x, a):
     """Of the memory's kernels for a leaf."""
-    b, i, o = jax.eval_shape(
-      lambda x: matrices.to_stack_of_any(x, a)[0], x
-    ).shape
+    b, i, o = matrices.stack_shape(x, a)
     sizes = [i, *[width] * (depth - 1), o]
     return [(b, sizes[j], sizes[j + 1]) for j in range(depth)]
 
+  def dtype(x):
+    return x.dtype if accumulator_dtype is None else accumulator_dtype
+
   def init_fn(params):
-    wanted = matrices.resolve_axes(axes, params)
-    dtype = lambda x: (
-      x.dtype if accumulator_dtype is None else accumulator_dtype
+    paths.check_real(params)
+    # The numbers of a leaf come from its path.
+    names = jax.tree.structure(params).unflatten(
+      [
+        zlib.crc32(paths.text(path).encode())
+        for path, _ in paths.leaves_with_path(params)
+      ]
     )
 
     def start(layer):
       key = jax.random.fold_in(jax.random.key(seed), layer)
 
-      def kernel(path, x, a):
-        name = zlib.crc32(jax.tree_util.keystr(path).encode())
+      def kernel(x, a, name):
         shape = shapes(x, a)[layer]
         normal = jax.random.normal(jax.random.fold_in(key, name), shape)
         # Features of keys of norm 1 have a norm of about 1.
         return (math.sqrt(2 / width) * normal).astype(dtype(x))
 
-      return jax.tree_util.tree_map_with_path(kernel, params, wanted)
+      return matrices.map_matrices(kernel, axes, params, names)
 
     def zeros(layer):
-      return jax.tree.map(
-        lambda x, a: jnp.zeros(shapes(x, a)[layer], dtype(x)), params, wanted
+      return matrices.map_matrices(
+        lambda x, a: jnp.zeros(shapes(x, a)[layer], dtype(x)), axes, params
       )
 
     return DeepMomentumState(
@@ -182,34 +190,34 @@ def scale_by_deep_momentum(
 
   def learn_and_read(g, a, initial, change):
     """(u, change) of one leaf."""
-    stack, restore = matrices.to_stack_of_any(g.astype(change[0].dtype), a)
-    keys, norm = jnp.swapaxes(stack, -1, -2), jnp.sqrt(_square(stack))
+    wide = matrices.at_least_float32
+    stack, restore = matrices.to_stack_of_any(wide(g), a)
+    keys = jnp.swapaxes(stack, -1, -2)
     if normalize:
-      mean = norm / math.sqrt(keys.shape[-2])
-      keys = jnp.where(norm > 0, keys / jnp.where(norm > 0, mean, 1), 0)
-    base = [*initial, jnp.zeros_like(change[-1])]
-    kernels = [b + c for b, c in zip(base, change, strict=True)]
+      keys = math.sqrt(keys.shape[-2]) * matrices.unit(keys)
+    old = [wide(c) for c in change]
+    base = [*map(wide, initial), jnp.zeros_like(old[-1])]
+    kernels = [b + c for b, c in zip(base, old, strict=True)]
     total = lambda kernels: jnp.sum(_loss(kernels, keys, objective))
     rates = [inner_learning_rate] * depth
     if normalize and objective == 'l2':
       rates = _rates(kernels, _read(kernels, keys)[1], inner_learning_rate)
-    change = [
-      (decay * c - rate * d).astype(c.dtype)
-      for c, rate, d in zip(
-        change, rates, jax.grad(total)(kernels), strict=True
-      )
+    new = [
+      decay * c - rate * d
+      for c, rate, d in zip(old, rates, jax.grad(total)(kernels), strict=True)
     ]
-    kernels = [b + c for b, c in zip(base, change, strict=True)]
+    new = [x.astype(c.dtype) for x, c in zip(new, change, strict=True)]
+    kernels = [b + wide(c) for b, c in zip(base, new, strict=True)]
     u = jax.grad(lambda keys: jnp.sum(_read(kernels, keys)[0]))(keys)
     if normalize:
-      length = jnp.sqrt(_square(u))
-      u = jnp.where(length > 0, u * norm / jnp.where(length > 0, length, 1), 0)
-    return restore(jnp.swapaxes(u, -1, -2)), change
+      u = matrices.norm(stack) * matrices.unit(u)
+    return restore(jnp.swapaxes(u, -1, -2)), new
 
   def update_fn(updates, state, params=None):
     del params
+    paths.check_real(updates)
     leaves, structure = jax.tree.flatten(updates)
-    wanted = structure.flatten_up_to(matrices.resolve_axes(axes, updates))
+    wanted = matrices.axes_of_leaves(axes, updates)
     flat = lambda trees: list(
       zip(*[structure.flatten_up_to(tree) for tree in trees], strict=True)
     )
@@ -243,7 +251,8 @@ def deep_momentum(
   width: int = 64,
   normalize: bool = True,
   output: Output | None = None,
-  weight_decay: float = 0.0,
+  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay_mask: Any = None,
   seed: int = 0,
   accumulator_dtype: Any = None,
   axes: Any = None,
@@ -260,6 +269,8 @@ def deep_momentum(
     normalize: whether the memory decides the direction alone.
     output: sigma.
     weight_decay: decoupled, multiplied with the learning rate.
+    weight_decay_mask: which leaves decay, a tree of bools or a function from
+      the parameters to one; None: all.
     seed: of the memory's initial kernels.
     accumulator_dtype: of the memory; None: that of the parameters.
     axes: of the matrices; None: the last two axes of a leaf.
@@ -293,4 +304,5 @@ def deep_momentum(
     ),
     learning_rate,
     weight_decay,
+    weight_decay_mask,
   )

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from . import arguments, paths
+
 OBJECTIVES = ('l2', 'dot')
 Objective = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -95,25 +97,28 @@ def generalized_gradient_descent(
       whose minimiser has no such factor.
 
   Returns:
-    A transformation whose `update` takes `inputs`, a tree like the parameters:
+    A transformation whose `update` takes `inputs`, a tree with the paths of the
+    parameters, in containers of any type:
     second moments [..., i, i] for kernels [..., i, o]; None for a leaf that has
     none, which takes a step of plain gradient descent. The result is the change
     of the parameters, with the learning rate in it. In `optax.MultiSteps`, give
     at every step the mean of the period so far: only the last one is read.
 
   Raises:
-    ValueError: if the objective is unknown or, when used, if `inputs` or
-      `params` are not given or shapes do not fit.
+    ValueError: if an argument is out of its bounds or, when used, if `inputs`
+      or `params` are not given, or naming a leaf that is complex, of which
+      `inputs` says nothing or whose shape does not fit.
 
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
   direction = _direction(objective)
-  # `optax.partition` masks the leaves of others, but not in `inputs`.
-  is_masked = lambda x: isinstance(x, optax.MaskedNode)
+  arguments.check(
+    learning_rate=learning_rate, retention=retention, normalize=normalize
+  )
 
   def init_fn(params):
-    del params
+    paths.check_real(params)
     return GradientDescentState(jnp.zeros([], jnp.int32))
 
   def update_fn(updates, state, params=None, *, inputs=None, **extra_args):
@@ -127,20 +132,18 @@ def generalized_gradient_descent(
           'update(grads, state, params, inputs=...) with second moments '
           'E[u u^T] for kernels (see second_moments) and None for other leaves.'
         )
-      inputs = jax.tree.map(lambda _: None, updates, is_leaf=is_masked)
+      inputs = None
     eta = jnp.asarray(
       learning_rate(state.count) if callable(learning_rate) else learning_rate
     )
 
-    def change(keys, g, w, moment):
-      if is_masked(g):
-        return g
+    def change(path, g, w, moment):
       if moment is None:
         return ((retention - 1) * w - eta * g).astype(g.dtype)
       wanted = (*w.shape[:-1], w.shape[-2]) if w.ndim >= 2 else None
       if moment.shape != wanted:
         raise ValueError(
-          f'inputs{jax.tree_util.keystr(keys)} has shape {moment.shape}; the '
+          f'inputs of {paths.text(path)!r} has shape {moment.shape}; the '
           f'second moment of a kernel {w.shape} has shape {wanted}.'
         )
       step = eta
@@ -151,10 +154,18 @@ def generalized_gradient_descent(
         g.dtype
       )
 
-    changes = jax.tree_util.tree_map_with_path(
-      change, updates, params, inputs, is_leaf=is_masked
-    )
-    return changes, GradientDescentState(
+    paths.check_real(updates)
+    structure = jax.tree.structure(updates)
+    changes = [
+      change(path, g, w, moment)
+      for (path, g), w, moment in zip(
+        paths.leaves_with_path(updates),
+        structure.flatten_up_to(params),
+        paths.find('inputs', inputs, updates),
+        strict=True,
+      )
+    ]
+    return structure.unflatten(changes), GradientDescentState(
       jnp.asarray(optax.safe_increment(state.count))
     )
 

@@ -3,17 +3,20 @@
 Which axes of a leaf are a matrix is said by `MatrixAxes`, which is
 `optax.contrib.MuonDimensionNumbers(reduction_axis, output_axis)`: the axes of
 the layer's input and those of its output. All other axes are a stack.
+`SplitAxes` does so for a fused kernel, whose parts are matrices of their own.
 """
 
 from collections.abc import Callable, Sequence
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import optax
+
+from . import paths
 
 MatrixAxes = optax.contrib.MuonDimensionNumbers
 
@@ -22,9 +25,37 @@ MatrixAxes = optax.contrib.MuonDimensionNumbers
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
+class SplitAxes(NamedTuple):
+  """The matrices of a kernel one axis of which holds several side by side.
+
+  Attributes:
+    axis: that is split.
+    sizes: of the axes that it is split into; one of them may be -1.
+    axes: of the leaf after the split; what they do not name is a stack.
+
+  Examples:
+    A kernel [width, 3 * width] of queries, keys and values, one matrix each:
+
+    >>> from optimizers import MatrixAxes, SplitAxes
+    >>> axes = SplitAxes(-1, (3, -1), MatrixAxes(0, 2))
+
+    The same with 8 heads, the heads outermost, and one matrix
+    [width, width / 8] for each of them:
+
+    >>> axes = SplitAxes(-1, (8, 3, -1), MatrixAxes(0, 3))
+  """
+
+  axis: int
+  sizes: tuple[int, ...]
+  axes: MatrixAxes
+
+
+Axes = MatrixAxes | SplitAxes
+
+
 def is_axes(x: Any) -> bool:
   """Whether x says what the axes of a leaf are; None: it is no matrix."""
-  return x is None or isinstance(x, MatrixAxes)
+  return x is None or isinstance(x, Axes)
 
 
 def matrix_axes(params: optax.Params) -> Any:
@@ -41,33 +72,122 @@ def stacked_matrix_axes(params: optax.Params) -> Any:
   )
 
 
-def resolve_axes(axes: Any, tree: Any) -> Any:
-  """The axes of each leaf of a tree.
+def no_matrix_axes(params: optax.Params) -> Any:
+  """None for every leaf."""
+  return jax.tree.map(lambda _: None, params)
+
+
+def axes_of_leaves(axes: Any, tree: Any) -> list[Axes | None]:
+  """The axes of each leaf of a tree, in the order of `jax.tree.leaves`.
 
   Args:
-    axes: tree of MatrixAxes or None, or a function from a tree to one.
+    axes: tree of MatrixAxes, SplitAxes or None with the paths of `tree`, in
+      containers of any type, or a prefix of one; or a function from a tree to
+      one.
     tree: whose leaves are meant. Of leaves that `optax.masked` or
       `optax.partition` took out, nothing is asked.
 
-  Returns:
-    A tree like `tree`.
+  Raises:
+    ValueError: naming a leaf whose axes are not given or cannot be.
   """
-  if callable(axes):
-    return axes(tree)
-  is_masked = lambda x: isinstance(x, optax.MaskedNode)
-  return jax.tree.map(
-    lambda x, a: x if is_masked(x) else a, tree, axes, is_leaf=is_masked
+  wanted = paths.find('axes', axes, tree, is_value=is_axes)
+  leaves = paths.leaves_with_path(tree)
+  for (path, x), a in zip(leaves, wanted, strict=True):
+    if not is_axes(a):
+      raise ValueError(
+        f'axes has {a!r} for {paths.text(path)!r}; it must be MatrixAxes, '
+        'SplitAxes or None.'
+      )
+    if a is not None:
+      try:
+        _layout(jnp.shape(x), a)
+      except ValueError as error:
+        raise ValueError(f'{paths.text(path)!r}: {error}') from None
+  return wanted
+
+
+def map_matrices(
+  function: Callable[..., Any], axes: Any, tree: Any, *others: Any
+) -> Any:
+  """`function(leaf, axes of the leaf, *leaves of others)` for a tree's leaves.
+
+  Args:
+    function: of a leaf.
+    axes: see `axes_of_leaves`.
+    tree: whose structure the result has.
+    *others: trees like it.
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  columns = [structure.flatten_up_to(other) for other in others]
+  wanted = axes_of_leaves(axes, tree)
+  return structure.unflatten(
+    [function(*x) for x in zip(leaves, wanted, *columns, strict=True)]
   )
 
 
+class _Layout(NamedTuple):
+  """How a leaf becomes a stack of matrices.
+
+  Attributes:
+    split: shape after an axis is split; else that of the leaf.
+    order: of its axes: stack, rows, columns.
+    stack: shape [b, i, o].
+  """
+
+  split: tuple[int, ...]
+  order: tuple[int, ...]
+  stack: tuple[int, int, int]
+
+
+def _layout(shape: tuple[int, ...], axes: Axes) -> _Layout:
+  """Raises ValueError if the axes cannot be those of this shape."""
+  split = shape
+  if isinstance(axes, SplitAxes):
+    if not -len(shape) <= axes.axis < len(shape):
+      raise ValueError(f'{axes} names an axis that shape {shape} lacks.')
+    at, sizes = axes.axis % len(shape), list(axes.sizes)
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and known > 0:
+      sizes[sizes.index(-1)] = shape[at] // known
+    if min(sizes) < 0 or math.prod(sizes) != shape[at]:
+      raise ValueError(f'{axes} does not split an axis of size {shape[at]}.')
+    split, axes = (*shape[:at], *sizes, *shape[at + 1 :]), axes.axes
+  rank, wanted = len(split), []
+  for group in (axes.reduction_axis, axes.output_axis):
+    group = (group,) if isinstance(group, int) else tuple(group)
+    if any(not -rank <= axis < rank for axis in group):
+      raise ValueError(f'{axes} names an axis that shape {split} lacks.')
+    wanted.append(tuple(axis % rank for axis in group))
+  rows, columns = wanted
+  named = rows + columns
+  if len(set(named)) != len(named):
+    raise ValueError(f'{axes} names an axis of shape {split} twice.')
+  above = tuple(a for a in range(rank) if a not in named)
+
+  def size(group):
+    return math.prod(split[axis] for axis in group)
+
+  return _Layout(split, above + named, (size(above), size(rows), size(columns)))
+
+
+def stack_shape(x: Any, axes: Axes | None) -> tuple[int, int, int]:
+  """Shape of `to_stack_of_any`: count, inputs and outputs of the matrices."""
+  if axes is None:
+    return (1, math.prod(jnp.shape(x)), 1)
+  return _layout(jnp.shape(x), axes).stack
+
+
 def to_stack_of_any(
-  x: jax.Array, axes: MatrixAxes | None
+  x: jax.Array, axes: Axes | None
 ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
   """As `to_stack`; a leaf that is no matrix is one column, [1, i, 1]."""
   if axes is not None:
     return to_stack(x, axes)
-  gathered, split = _gather(x)
-  return gathered.reshape(1, -1, 1), lambda y: split(y.reshape(x.shape))
+  gathered, restore_sharding = _gather(x)
+  return (
+    gathered.reshape(1, x.size, 1),
+    lambda y: restore_sharding(y.reshape(x.shape)),
+  )
 
 
 def _gather(
@@ -89,7 +209,7 @@ def _gather(
 
 
 def to_stack(
-  x: jax.Array, axes: MatrixAxes
+  x: jax.Array, axes: Axes
 ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
   """A leaf as a stack of matrices.
 
@@ -101,25 +221,55 @@ def to_stack(
     (stack [b, i, o], restore): restore takes [b, i, o] back to the shape of x.
 
   Raises:
-    ValueError: if an axis is out of range or named twice.
+    ValueError: if an axis is out of range or named twice, or if sizes do not
+      split it.
   """
-  wanted = []
-  for group in (axes.reduction_axis, axes.output_axis):
-    group = (group,) if isinstance(group, int) else tuple(group)
-    if any(not -x.ndim <= axis < x.ndim for axis in group):
-      raise ValueError(f'{axes} names an axis that shape {x.shape} lacks.')
-    wanted.append(tuple(axis % x.ndim for axis in group))
-  rows, columns = wanted
-  named = rows + columns
-  if len(set(named)) != len(named):
-    raise ValueError(f'{axes} names an axis of shape {x.shape} twice.')
-  gathered, split = _gather(x)
-  order = tuple(a for a in range(x.ndim) if a not in named) + named
-  size = lambda group: math.prod(x.shape[axis] for axis in group)
-  moved = tuple(x.shape[axis] for axis in order)
-  back = tuple(order.index(axis) for axis in range(x.ndim))
-  stack = gathered.transpose(order).reshape(-1, size(rows), size(columns))
-  return stack, lambda y: split(y.reshape(moved).transpose(back))
+  layout = _layout(x.shape, axes)
+  gathered, restore_sharding = _gather(x)
+  moved = tuple(layout.split[axis] for axis in layout.order)
+  back = tuple(layout.order.index(axis) for axis in range(len(moved)))
+  stack = gathered.reshape(layout.split).transpose(layout.order)
+
+  def restore(y):
+    leaf = y.reshape(moved).transpose(back).reshape(x.shape)
+    return restore_sharding(leaf)
+
+  return stack.reshape(layout.stack), restore
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+  """x in its own type, or in float32 where that is narrower."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def largest(x: jax.Array) -> jax.Array:
+  """The largest absolute entry of matrices [..., m, n], [..., 1, 1]."""
+  return jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True, initial=0)
+
+
+def divide(x: jax.Array, y: jax.Array) -> jax.Array:
+  """x / y; where y is 0, x. What is not finite stays so."""
+  return x / jnp.where(y == 0, 1, y)
+
+
+def norm(x: jax.Array) -> jax.Array:
+  """Frobenius norms of matrices [..., m, n] of any size, [..., 1, 1].
+
+  No square of an entry overflows or vanishes: entries are divided by the
+  largest one first.
+  """
+  x = at_least_float32(x)
+  most = largest(x)
+  squares = jnp.square(divide(x, most))
+  return most * jnp.sqrt(jnp.sum(squares, axis=(-2, -1), keepdims=True))
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """Matrices [..., m, n] of any size with Frobenius norm 1; zero stays zero."""
+  x = at_least_float32(x)
+  x = divide(x, largest(x))
+  squares = jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True)
+  return divide(x, jnp.sqrt(squares))
 
 
 def newton_schulz(
@@ -128,20 +278,19 @@ def newton_schulz(
   steps: int = 5,
   coefficients: Sequence[float] | Sequence[Sequence[float]] = COEFFICIENTS,
   dtype: Any = None,
-  eps: float = 1e-8,
 ) -> jax.Array:
   r"""Moves the singular values of matrices towards 1.
 
   .. math::
-    X_0 = X / (\|X\|_F + \epsilon), \quad
+    X_0 = X / \|X\|_F, \quad
     X_{k+1} = a X_k + (b A + c A^2) X_k, \quad A = X_k X_k^T
 
   Args:
-    x: [..., m, n].
+    x: [..., m, n], of any size: the result for c x is that for x. Zero stays
+      zero.
     steps: of the iteration; not read where each has coefficients of its own.
     coefficients: (a, b, c), or one such triple per step.
-    dtype: of the iteration; None: that of x. Norms are of x's own.
-    eps: added to the Frobenius norm; zero stays zero.
+    dtype: of the iteration; None: that of x.
 
   Returns:
     Like x.
@@ -161,8 +310,7 @@ def newton_schulz(
     )
   tall = x.shape[-2] > x.shape[-1]
   y = jnp.swapaxes(x, -1, -2) if tall else x
-  y = y / (jnp.linalg.norm(y, axis=(-2, -1), keepdims=True) + eps)
-  y = y.astype(triples.dtype)
+  y = unit(y).astype(triples.dtype)
 
   def step(y, triple):
     a, b, c = triple
@@ -172,6 +320,27 @@ def newton_schulz(
   y, _ = lax.scan(step, y, triples)
   y = y.astype(x.dtype)
   return jnp.swapaxes(y, -1, -2) if tall else y
+
+
+def check_matrices(wanted: Sequence[Axes | None], tree: Any) -> None:
+  """Refuses leaves that are no matrices, or complex.
+
+  Args:
+    wanted: axes of the leaves, from `axes_of_leaves`.
+    tree: of arrays.
+
+  Raises:
+    ValueError: naming the first such leaf.
+  """
+  paths.check_real(tree)
+  leaves = paths.leaves_with_path(tree)
+  for (path, x), a in zip(leaves, wanted, strict=True):
+    if a is None:
+      raise ValueError(
+        f'{paths.text(path)!r} of shape {jnp.shape(x)} is no matrix: give its '
+        '`axes`, or leave it to another transformation by optax.partition or '
+        'optax.masked.'
+      )
 
 
 def _place(x: jax.Array, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
@@ -189,7 +358,7 @@ def orthogonalize(
 
   Args:
     tree: of arrays.
-    axes: tree of MatrixAxes, one for each of them.
+    axes: of their matrices; see `axes_of_leaves`.
     mesh: whose devices share a batch, whole matrices each, so that an iteration
       needs no collective. None: the compiler chooses.
     **options: of `newton_schulz`.
@@ -200,18 +369,11 @@ def orthogonalize(
   Raises:
     ValueError: naming a leaf that has no axes.
   """
-  paths, structure = jax.tree.flatten_with_path(tree)
-  leaves = [x for _, x in paths]
+  leaves, structure = jax.tree.flatten(tree)
+  wanted = axes_of_leaves(axes, tree)
+  check_matrices(wanted, tree)
   batches: dict[Any, list] = {}
-  for place, ((keys, x), a) in enumerate(
-    zip(paths, structure.flatten_up_to(axes), strict=True)
-  ):
-    if a is None:
-      path = jax.tree_util.keystr(keys, simple=True, separator='/')
-      raise ValueError(
-        f'{path} of shape {x.shape} is no matrix; leave it out by '
-        'optax.partition or optax.masked.'
-      )
+  for place, (x, a) in enumerate(zip(leaves, wanted, strict=True)):
     stack, restore = to_stack(x, a)
     tall = stack.shape[-2] > stack.shape[-1]
     if tall:
@@ -234,3 +396,80 @@ def orthogonalize(
     for part, (place, _, restore, tall) in zip(parts, members, strict=True):
       leaves[place] = restore(jnp.swapaxes(part, -1, -2) if tall else part)
   return structure.unflatten(leaves)
+
+
+def on_matrices(
+  inner: optax.GradientTransformation, axes: Any
+) -> optax.GradientTransformationExtraArgs:
+  """A rule of matrices for leaves that are matrices in another form.
+
+  The inner rule sees each leaf as a stack [b, inputs, outputs], so that it
+  needs to know nothing of fused kernels, heads or transposed axes. What it
+  keeps of the size of the parameters is kept in their shapes, so that they are
+  sharded alike.
+
+  Args:
+    inner: a rule whose state has trees like the parameters, and others that do
+      not depend on their shapes; for Muon, `optax.contrib.scale_by_muon(
+      weight_dimension_numbers=stacked_matrix_axes)`.
+    axes: tree of `MatrixAxes` or `SplitAxes`, or a function from a tree to one;
+      all leaves have to be matrices.
+
+  Returns:
+    A transformation; extra arguments are passed on.
+
+  Raises:
+    ValueError: when used, naming a leaf that is no matrix.
+
+  Examples:
+    Muon for a kernel of 2 heads with 3 projections each:
+
+    >>> import jax.numpy as jnp, optax
+    >>> from optimizers import MatrixAxes, SplitAxes
+    >>> from optimizers import on_matrices, stacked_matrix_axes
+    >>> params = {'qkv': jnp.ones((4, 12))}
+    >>> muon = optax.contrib.scale_by_muon(
+    ...   weight_dimension_numbers=stacked_matrix_axes
+    ... )
+    >>> tx = on_matrices(
+    ...   muon, {'qkv': SplitAxes(-1, (2, 3, -1), MatrixAxes(0, 3))}
+    ... )
+    >>> updates, state = tx.update(params, tx.init(params))
+    >>> updates['qkv'].shape
+    (4, 12)
+  """
+  inner = optax.with_extra_args_support(inner)
+
+  def ways(tree):
+    """(to a stack, back from one) of each leaf, as trees of functions."""
+    check_matrices(axes_of_leaves(axes, tree), tree)
+    there = map_matrices(lambda x, a: lambda y: to_stack(y, a)[0], axes, tree)
+    back = map_matrices(lambda x, a: to_stack(x, a)[1], axes, tree)
+    return there, back
+
+  def apply(functions, tree):
+    return jax.tree.map(lambda f, x: f(x), functions, tree)
+
+  def of_state(functions, state):
+    """Its trees like the parameters are mapped, all else stays."""
+    return optax.tree.map_params(inner, lambda x, f: f(x), state, functions)
+
+  def init_fn(params):
+    if not jax.tree.leaves(params):
+      return inner.init(params)
+    there, back = ways(params)
+    return of_state(back, inner.init(apply(there, params)))
+
+  def update_fn(updates, state, params=None, **extra_args):
+    if not jax.tree.leaves(updates):
+      return inner.update(updates, state, params, **extra_args)
+    there, back = ways(updates)
+    updates, state = inner.update(
+      apply(there, updates),
+      of_state(there, state),
+      None if params is None else apply(there, params),
+      **extra_args,
+    )
+    return apply(back, updates), of_state(back, state)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import matrices
+from . import arguments, matrices, paths
 
 Precondition = (
   optax.GradientTransformation | Callable[[optax.Updates], optax.Updates]
@@ -49,6 +49,7 @@ def _as_transformation(
 
 def _decay(decay: float) -> Callable[[optax.Updates, Any], optax.Updates]:
   """Forgets by decay alone, whatever the gradients are."""
+  arguments.check(decay=decay)
   return lambda trace, _: optax.tree.scale(decay, trace)
 
 
@@ -60,6 +61,12 @@ def _momentum(
   accumulator_dtype: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """m <- forget(m, g) + P phi(g); the update is output(m)."""
+  arguments.check(
+    precondition=precondition,
+    feature=feature,
+    output=output,
+    accumulator_dtype=accumulator_dtype,
+  )
   rule = _as_transformation(precondition)
 
   def init_fn(params):
@@ -156,18 +163,26 @@ def scale_by_feature_momentum(
 
 
 def _erase(
-  m: jax.Array, g: jax.Array, axes: matrices.MatrixAxes | None, erase: float
+  m: jax.Array, g: jax.Array, axes: matrices.Axes | None, erase: float
 ) -> jax.Array:
-  """eps G G^T m, of every matrix of a leaf."""
-  keys, _ = matrices.to_stack_of_any(g.astype(m.dtype), axes)
-  held, restore = matrices.to_stack_of_any(m, axes)
+  """eps G G^T m, of every matrix of a leaf, for G of any size.
+
+  With s the largest entry of G, eps G G^T is that of G / s with a strength of
+  e s^2, so that no product of gradients overflows.
+  """
+  g, held = matrices.at_least_float32(g), matrices.at_least_float32(m)
+  keys, _ = matrices.to_stack_of_any(g, axes)
+  held, restore = matrices.to_stack_of_any(held, axes)
+  size = matrices.largest(keys)
+  keys = matrices.divide(keys, size)
   square = jnp.sum(jnp.square(keys), axis=(-2, -1), keepdims=True)
+  step = 1 / (1 / size / size / erase + square)
   transposed = jnp.swapaxes(keys, -1, -2)
   if keys.shape[-2] < keys.shape[-1]:
     stored = (keys @ transposed) @ held
   else:
     stored = keys @ (transposed @ held)
-  return restore(erase / (1 + erase * square) * stored)
+  return restore(step * stored)
 
 
 def scale_by_delta_momentum(
@@ -199,30 +214,27 @@ def scale_by_delta_momentum(
     precondition: as in `scale_by_preconditioned_momentum`, like the two below.
     output: see above.
     accumulator_dtype: see above.
-    axes: tree of `MatrixAxes`, or a function from a tree to one. G is the
-      matrix [input, output] of a leaf, each of a stack by itself; a leaf whose
-      axes are None is one column. None: the last two axes.
+    axes: tree of `MatrixAxes` or `SplitAxes`, or a function from a tree to one.
+      G is the matrix [input, output] of a leaf, each of a stack by itself; a
+      leaf whose axes are None is one column. None: the last two axes.
 
   Returns:
     A transformation; extra arguments are passed to the preconditioner.
 
   Raises:
-    ValueError: if erase is negative.
+    ValueError: if decay or erase are out of their bounds or, when used, naming
+      a leaf that is complex or whose axes cannot be.
 
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
-  if isinstance(erase, (int, float)) and erase < 0:
-    raise ValueError(f'erase={erase} must not be negative.')
-
+  arguments.check(decay=decay, erase=erase)
   axes = matrices.stacked_matrix_axes if axes is None else axes
 
   def forget(trace, updates):
-    return jax.tree.map(
-      lambda m, g, a: decay * m - _erase(m, g, a, erase),
-      trace,
-      updates,
-      matrices.resolve_axes(axes, updates),
+    paths.check_real(updates)
+    return matrices.map_matrices(
+      lambda g, a, m: decay * m - _erase(m, g, a, erase), axes, updates, trace
     )
 
   return _momentum(
@@ -242,14 +254,36 @@ def is_zero(x: Any) -> bool:
 def with_learning_rate(
   rule: optax.GradientTransformation,
   learning_rate: optax.ScalarOrSchedule,
-  weight_decay: float,
+  weight_decay: optax.ScalarOrSchedule,
+  weight_decay_mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """A rule with decoupled weight decay, if any, and a learning rate."""
-  rules = [rule]
-  if not is_zero(weight_decay):  # Decay needs the parameters.
-    rules.append(optax.add_decayed_weights(weight_decay))
-  rules.append(optax.scale_by_learning_rate(learning_rate))
-  return optax.with_extra_args_support(optax.chain(*rules))
+  """A rule with decoupled weight decay and a learning rate.
+
+  The chain is the same with and without decay, so that the state does not
+  depend on it, as `optax.inject_hyperparams` needs; only decay needs the
+  parameters.
+
+  Args:
+    rule: without a learning rate.
+    learning_rate: a number or a schedule.
+    weight_decay: multiplied with the learning rate.
+    weight_decay_mask: which leaves decay: a tree of bools with the paths of the
+      parameters, or a prefix of one, in containers of any type; or a function
+      from the parameters to one. None: all.
+  """
+  arguments.check(learning_rate=learning_rate, weight_decay=weight_decay)
+  decay = optax.add_decayed_weights(weight_decay)
+  if is_zero(weight_decay):
+    decay = optax.identity()
+  if weight_decay_mask is not None:
+
+    def mask(tree):
+      return paths.find_tree('weight_decay_mask', weight_decay_mask, tree)
+
+    decay = optax.masked(decay, mask)
+  return optax.with_extra_args_support(
+    optax.chain(rule, decay, optax.scale_by_learning_rate(learning_rate))
+  )
 
 
 def preconditioned_momentum(
@@ -258,7 +292,8 @@ def preconditioned_momentum(
   precondition: Precondition | None = None,
   *,
   output: Output | None = None,
-  weight_decay: float = 0.0,
+  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay_mask: Any = None,
   accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """`scale_by_preconditioned_momentum` with a learning rate.
@@ -269,6 +304,8 @@ def preconditioned_momentum(
     precondition: P.
     output: sigma.
     weight_decay: decoupled, multiplied with the learning rate.
+    weight_decay_mask: which leaves decay, a tree of bools or a function from
+      the parameters to one; None: all.
     accumulator_dtype: of m; None: that of the parameters.
 
   Returns:
@@ -292,6 +329,7 @@ def preconditioned_momentum(
     ),
     learning_rate,
     weight_decay,
+    weight_decay_mask,
   )
 
 
@@ -302,7 +340,8 @@ def feature_momentum(
   precondition: Precondition | None = None,
   *,
   output: Output | None = None,
-  weight_decay: float = 0.0,
+  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay_mask: Any = None,
   accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """`scale_by_feature_momentum` with a learning rate.
@@ -314,6 +353,8 @@ def feature_momentum(
     precondition: P.
     output: sigma.
     weight_decay: decoupled, multiplied with the learning rate.
+    weight_decay_mask: which leaves decay, a tree of bools or a function from
+      the parameters to one; None: all.
     accumulator_dtype: of m; None: that of the parameters.
 
   Returns:
@@ -338,6 +379,7 @@ def feature_momentum(
     ),
     learning_rate,
     weight_decay,
+    weight_decay_mask,
   )
 
 
@@ -348,7 +390,8 @@ def delta_momentum(
   precondition: Precondition | None = None,
   *,
   output: Output | None = None,
-  weight_decay: float = 0.0,
+  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay_mask: Any = None,
   accumulator_dtype: Any = None,
   axes: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -361,6 +404,8 @@ def delta_momentum(
     precondition: P.
     output: sigma.
     weight_decay: decoupled, multiplied with the learning rate.
+    weight_decay_mask: which leaves decay, a tree of bools or a function from
+      the parameters to one; None: all.
     accumulator_dtype: of m; None: that of the parameters.
     axes: of the matrices; None: the last two axes of a leaf.
 
@@ -387,4 +432,5 @@ def delta_momentum(
     ),
     learning_rate,
     weight_decay,
+    weight_decay_mask,
   )

@@ -1,6 +1,7 @@
 """M3, Multi-scale Momentum Muon (Algorithm 1 of arXiv:2512.24695)."""
 
 from collections.abc import Sequence
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from . import matrices
+from . import arguments, matrices
 from .momentum import with_learning_rate
 
 
@@ -21,14 +22,14 @@ class ScaleByM3State(NamedTuple):
     fast: M1, of every step.
     slow: M2, of whole windows of `period` steps.
     direction: O2, the slow memory orthogonalised when its last window ended.
-    nu: V, of squared gradients; None without a second moment.
+    root: V^(1/2), in the unit of the gradients; None without a second moment.
   """
 
   count: jax.Array
   fast: optax.Updates
   slow: optax.Updates
   direction: optax.Updates
-  nu: Any
+  root: Any
 
 
 def scale_by_m3(
@@ -38,13 +39,19 @@ def scale_by_m3(
   alpha: float = 0.5,
   period: int = 8,
   *,
+  nesterov: bool = False,
   sum_gradients: bool = False,
   second_moment: bool = True,
   eps: float = 1e-8,
+  eps_root: float = 0.0,
+  scale_by_shape: bool = False,
+  consistent_rms: float | None = None,
   ns_steps: int = 5,
   ns_coefficients: Sequence[Any] = matrices.COEFFICIENTS,
   ns_dtype: Any = None,
   mu_dtype: Any = None,
+  slow_dtype: Any = None,
+  nu_dtype: Any = None,
   axes: Any = None,
   mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
@@ -59,18 +66,33 @@ def scale_by_m3(
     V_t &= \beta_2 V_{t-1} + (1 - \beta_2) g_t^2 \\
     D_t &= \mathrm{NS}(M^{(1)}_t) + \alpha \, \mathrm{NS}(M^{(2)}_k) \\
     u_t &= \|D_t\|_F \frac{E_t}{\|E_t\|_F}, \quad
-      E_t = \frac{D_t}{\sqrt{V_t / (1 - \beta_2^t) + \epsilon}}
+      E_t = \frac{D_t}{\sqrt{V_t / (1 - \beta_2^t) + \epsilon_r} + \epsilon}
 
   Choice: averages, as above, are the default. Algorithm 1 as printed
-  (`sum_gradients=True`) adds :math:`\beta_1 g_t`, :math:`\beta_3 \sum g_i` and
-  :math:`\beta_2 g_t^2` to what was there and forgets nothing, so that V only
-  grows and steps shrink as :math:`1 / \sqrt{t}`; its update is
-  :math:`D_t / \sqrt{V_t + \epsilon}`, whose size depends on that of the
-  gradients. Averages keep the length of :math:`D_t`, so that a learning rate of
-  Muon serves.
+  (`sum_gradients=True`, with its :math:`\epsilon` as `eps_root`) adds
+  :math:`\beta_1 g_t`, :math:`\beta_3 \sum g_i` and :math:`\beta_2 g_t^2` to
+  what was there; its update is :math:`D_t / \sqrt{V_t + \epsilon}`, whose size
+  depends on that of the gradients. Averages keep the length of :math:`D_t`, so
+  that a learning rate of Muon serves.
+
+  Warning: sums forget nothing. V only grows, so that steps shrink as
+  :math:`1 / \sqrt{t}`, and the momenta hold the gradients of the start for
+  ever: on a quadratic of a single 2 x 2 matrix, `sum_gradients=True` circles
+  around the minimum and does not converge, even where the learning rate decays
+  to 0. It is there for comparison.
+
+  Choice: :math:`\epsilon` stands beside the root, as in Adam. In the root,
+  where the paper has it, 1e-8 outweighs V wherever gradients are below 1e-4,
+  and V does nothing. An entry of V's root below the rounding error of the
+  largest one of its matrix counts as that.
+
+  With `alpha=0, second_moment=False, nesterov=True` this is
+  `optax.contrib.scale_by_muon()`, with `scale_by_shape=True` besides the rule
+  of `optax.contrib.muon()`.
 
   Four trees of the size of the parameters are kept (three without a second
-  moment). The slow memory is orthogonalised once every `period` steps.
+  moment). The slow memory is orthogonalised once every `period` steps. The
+  update does not depend on the scale of the gradients, if eps is 0.
 
   Args:
     b1: decay of the fast memory.
@@ -78,15 +100,28 @@ def scale_by_m3(
     b3: decay of the slow memory, per window.
     alpha: weight of the slow memory.
     period: f, steps of a window.
-    sum_gradients: sums as printed instead of averages.
+    nesterov: whether the fast memory is orthogonalised as it would be if the
+      gradient of this step came once more.
+    sum_gradients: sums as printed instead of averages; see the warning.
     second_moment: whether to divide by the root of V.
-    eps: added to V before the root.
+    eps: added to the root of V.
+    eps_root: added to V.
+    scale_by_shape: whether updates are multiplied by
+      sqrt(max(1, outputs / inputs)) of their matrices, as by
+      `optax.contrib.muon`.
+    consistent_rms: if given, updates are multiplied by this and by
+      sqrt(max(inputs, outputs)) instead; 0.2 gives them the size of those of
+      AdamW.
     ns_steps: steps of Newton-Schulz.
     ns_coefficients: of Newton-Schulz; see `matrices.newton_schulz`.
     ns_dtype: of the iteration; None: that of the gradients.
     mu_dtype: of the two memories; None: that of the parameters.
-    axes: tree of `MatrixAxes`, or a function from a tree to one; all leaves
-      have to be matrices or stacks of them. None: `matrix_axes`.
+    slow_dtype: of the slow memory and its direction; None: `mu_dtype` and that
+      of the parameters.
+    nu_dtype: of the root of V; None: that of the parameters.
+    axes: tree of `MatrixAxes` or `SplitAxes` with the paths of the parameters,
+      or a function from a tree to one; all leaves have to be matrices or stacks
+      of them. None: `matrix_axes`.
     mesh: whose devices share the matrices of one shape; see
       `matrices.orthogonalize`.
 
@@ -94,31 +129,42 @@ def scale_by_m3(
     An `optax.GradientTransformation`.
 
   Raises:
-    ValueError: if `period` is below 1 or, when used, if a leaf is no matrix.
+    ValueError: if an argument is out of its bounds or, when used, naming a leaf
+      that is no matrix, or complex.
 
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
+  decays = arguments.SHARE if sum_gradients else arguments.FRACTION
+  arguments.check(
+    {'b1': decays, 'b2': decays, 'b3': decays},
+    b1=b1,
+    b2=b2,
+    b3=b3,
+    alpha=alpha,
+    period=period,
+    nesterov=nesterov,
+    sum_gradients=sum_gradients,
+    second_moment=second_moment,
+    eps=eps,
+    eps_root=eps_root,
+    scale_by_shape=scale_by_shape,
+    consistent_rms=consistent_rms,
+    ns_steps=ns_steps,
+    ns_coefficients=ns_coefficients,
+    ns_dtype=ns_dtype,
+    mu_dtype=mu_dtype,
+    slow_dtype=slow_dtype,
+    nu_dtype=nu_dtype,
+  )
   axes = matrices.matrix_axes if axes is None else axes
-  if isinstance(period, int) and period < 1:
-    raise ValueError(f'period={period} must be at least 1.')
+  wide = matrices.at_least_float32
 
-  def axes_of(tree):
-    wanted = matrices.resolve_axes(axes, tree)
-    for path, x in jax.tree_util.tree_leaves_with_path(
-      wanted, is_leaf=matrices.is_axes
-    ):
-      if x is None:
-        raise ValueError(
-          f'{jax.tree_util.keystr(path)} is no matrix: give its `axes`, or '
-          'leave it to another transformation, as m3() does.'
-        )
-    return wanted
-
-  def orthogonalize(tree):
+  def orthogonalize(tree, like):
+    """Of a memory, in the type of the gradients."""
     return matrices.orthogonalize(
-      tree,
-      axes_of(tree),
+      optax.tree.cast_like(tree, like),
+      axes,
       mesh=mesh,
       steps=ns_steps,
       coefficients=ns_coefficients,
@@ -126,13 +172,18 @@ def scale_by_m3(
     )
 
   def init_fn(params):
-    zeros = lambda dtype=None: optax.tree.zeros_like(params, dtype=dtype)
+    matrices.check_matrices(matrices.axes_of_leaves(axes, params), params)
+
+    def zeros(*dtypes):
+      dtype = next((x for x in dtypes if x is not None), None)
+      return optax.tree.zeros_like(params, dtype=dtype)
+
     return ScaleByM3State(
       jnp.zeros([], jnp.int32),
       zeros(mu_dtype),
-      zeros(mu_dtype),
-      zeros(),
-      zeros() if second_moment else None,
+      zeros(slow_dtype, mu_dtype),
+      zeros(slow_dtype),
+      zeros(nu_dtype) if second_moment else None,
     )
 
   def update_fn(updates, state, params=None):
@@ -141,9 +192,7 @@ def scale_by_m3(
     # The slow memory, of all windows that are complete.
     direction = lax.cond(
       (place == 0) & (state.count > 0),
-      lambda slow, old: optax.tree.cast_like(
-        orthogonalize(optax.tree.cast_like(slow, updates)), old
-      ),
+      lambda slow, old: optax.tree.cast_like(orthogonalize(slow, updates), old),
       lambda slow, old: old,
       state.slow,
       state.direction,
@@ -151,53 +200,89 @@ def scale_by_m3(
     if sum_gradients:
       fast_keep, fast_add = 1.0, b1
       slow_keep, slow_add = 1.0, b3
-      nu_keep, nu_add = 1.0, b2
+      root_keep, root_add = 1.0, b2
     else:
       fast_keep, fast_add = b1, 1 - b1
       slow_keep, slow_add = jnp.where(place == 0, b3, 1.0), (1 - b3) / period
-      nu_keep, nu_add = b2, 1 - b2
-    add = lambda keep, new: lambda m, g: keep * m + new * g
+      root_keep, root_add = b2, 1 - b2
+
+    def add(keep, share):
+      return lambda m, g: keep * wide(m) + share * wide(g)
+
     fast = jax.tree.map(add(fast_keep, fast_add), state.fast, updates)
     slow = jax.tree.map(add(slow_keep, slow_add), state.slow, updates)
     count = jnp.asarray(optax.safe_increment(state.count))
 
+    read = fast
+    if nesterov:
+      known, next_known = 1.0, 1.0
+      if not sum_gradients:
+        known, next_known = 1 - b1**count, 1 - b1 ** (count + 1)
+      read = jax.tree.map(
+        lambda m, g: fast_keep * m / next_known + fast_add * wide(g) / known,
+        fast,
+        updates,
+      )
     new = jax.tree.map(
-      lambda o1, o2: o1 + alpha * o2,
-      orthogonalize(optax.tree.cast_like(fast, updates)),
+      lambda o1, o2: wide(o1) + alpha * wide(o2),
+      orthogonalize(read, updates),
       direction,
     )
-    nu = None
+    root = None
     if second_moment:
-      nu = jax.tree.map(
-        lambda v, g: nu_keep * v + nu_add * jnp.square(g), state.nu, updates
+      root = jax.tree.map(
+        lambda r, g: jnp.hypot(
+          jnp.sqrt(root_keep) * wide(r), jnp.sqrt(root_add) * wide(g)
+        ),
+        state.root,
+        updates,
       )
-      nu_hat = nu
-      if not sum_gradients:
-        nu_hat = optax.tree.bias_correction(nu, b2, count)
-      scaled = jax.tree.map(lambda d, v: d / jnp.sqrt(v + eps), new, nu_hat)
-      if not sum_gradients:
-        scaled = jax.tree.map(_with_norm_of, scaled, new, axes_of(new))
-      new = scaled
-    cast = lambda tree, like: optax.tree.cast_like(tree, like)
+      if sum_gradients:
+        new = jax.tree.map(
+          lambda d, r: d / (jnp.hypot(r, jnp.sqrt(eps_root)) + eps), new, root
+        )
+      else:
+        known = jnp.sqrt(1 - b2**count)
+
+        def precondition(d, a, r):
+          r = jnp.hypot(r / known, jnp.sqrt(eps_root)) + eps
+          return _divided(d, a, r)
+
+        new = matrices.map_matrices(precondition, axes, new, root)
+    if scale_by_shape or consistent_rms is not None:
+      new = matrices.map_matrices(
+        lambda d, a: _shape_factor(d, a, consistent_rms) * d, axes, new
+      )
+    cast = optax.tree.cast_like
     return cast(new, updates), ScaleByM3State(
       count,
       cast(fast, state.fast),
       cast(slow, state.slow),
       direction,
-      None if nu is None else cast(nu, state.nu),
+      None if root is None else cast(root, state.root),
     )
 
   return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _with_norm_of(
-  x: jax.Array, like: jax.Array, axes: matrices.MatrixAxes
-) -> jax.Array:
-  """x, each matrix with the Frobenius norm that it has in `like`."""
-  stack, restore = matrices.to_stack(x, axes)
-  norms = lambda y: jnp.linalg.norm(y, axis=(-2, -1), keepdims=True)
-  ratio = norms(matrices.to_stack(like, axes)[0]) / norms(stack)
-  return restore(jnp.where(norms(stack) > 0, ratio * stack, 0))
+def _divided(d: jax.Array, axes: matrices.Axes, root: jax.Array) -> jax.Array:
+  """d / root, each matrix with the Frobenius norm that it has in d."""
+  stack, restore = matrices.to_stack(d, axes)
+  root, _ = matrices.to_stack(root, axes)
+  # Only ratios of entries count. Where the root is 0, so is the matrix.
+  root = matrices.divide(root, matrices.largest(root))
+  ratio = stack / jnp.maximum(root, jnp.finfo(root.dtype).eps)
+  return restore(matrices.norm(stack) * matrices.unit(ratio))
+
+
+def _shape_factor(
+  x: jax.Array, axes: matrices.Axes, consistent_rms: float | None
+) -> Any:
+  """As `optax.contrib.scale_by_shape` has it."""
+  _, inputs, outputs = matrices.stack_shape(x, axes)
+  if consistent_rms is not None:
+    return math.sqrt(max(inputs, outputs)) * consistent_rms
+  return math.sqrt(max(1.0, outputs / max(inputs, 1)))
 
 
 def m3(
@@ -208,16 +293,28 @@ def m3(
   alpha: float = 0.5,
   period: int = 8,
   *,
-  weight_decay: float = 0.0,
+  weight_decay: optax.ScalarOrSchedule = 0.0,
+  weight_decay_mask: Any = None,
   axes: Any = None,
   others: optax.GradientTransformation | None = None,
+  adam_learning_rate: optax.ScalarOrSchedule | None = None,
+  adam_b1: float = 0.9,
+  adam_b2: float = 0.999,
+  adam_eps: float = 1e-8,
+  adam_weight_decay: optax.ScalarOrSchedule | None = None,
+  nesterov: bool = False,
   sum_gradients: bool = False,
   second_moment: bool = True,
   eps: float = 1e-8,
+  eps_root: float = 0.0,
+  scale_by_shape: bool = False,
+  consistent_rms: float | None = None,
   ns_steps: int = 5,
   ns_coefficients: Sequence[Any] = matrices.COEFFICIENTS,
   ns_dtype: Any = None,
   mu_dtype: Any = None,
+  slow_dtype: Any = None,
+  nu_dtype: Any = None,
   mesh: Mesh | None = None,
 ) -> optax.GradientTransformation:
   """M3 for matrices; other leaves take another transformation.
@@ -230,21 +327,39 @@ def m3(
     alpha: see above.
     period: see above.
     weight_decay: strength of decoupled decay, multiplied with learning_rate.
-    axes: tree of `MatrixAxes`, None where a leaf is no matrix; or a function
-      from the parameters to one. None: `matrix_axes`, leaves of two axes.
+    weight_decay_mask: which leaves decay, a tree of bools or a function from
+      the parameters to one; None: all.
+    axes: tree of `MatrixAxes` or `SplitAxes` with the paths of the parameters,
+      None where a leaf is no matrix; or a function from the parameters to one.
+      None: `matrix_axes`, leaves of two axes.
     others: for the leaves that are no matrices, learning rate and all; None:
-      `optax.adamw` with the same learning rate and weight decay.
-    sum_gradients: as in `scale_by_m3`, like all below.
+      AdamW with the five arguments below.
+    adam_learning_rate: None: learning_rate.
+    adam_b1: decay of AdamW's first moment.
+    adam_b2: decay of its second moment.
+    adam_eps: added to its root.
+    adam_weight_decay: None: weight_decay. Its mask is that of the others.
+    nesterov: as in `scale_by_m3`, like all below.
+    sum_gradients: see above.
     second_moment: see above.
     eps: see above.
+    eps_root: see above.
+    scale_by_shape: see above.
+    consistent_rms: see above.
     ns_steps: see above.
     ns_coefficients: see above.
     ns_dtype: see above.
-    mu_dtype: see above.
+    mu_dtype: see above; of AdamW's first moment, too.
+    slow_dtype: see above.
+    nu_dtype: see above.
     mesh: see above.
 
   Returns:
     An `optax.GradientTransformation`.
+
+  Raises:
+    ValueError: as `scale_by_m3`, and if AdamW's learning rate or weight decay
+      are given beside `others`, which has its own.
 
   Examples:
     >>> import jax, jax.numpy as jnp, optax
@@ -259,17 +374,35 @@ def m3(
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
+  arguments.check(
+    adam_learning_rate=adam_learning_rate,
+    adam_b1=adam_b1,
+    adam_b2=adam_b2,
+    adam_eps=adam_eps,
+    adam_weight_decay=adam_weight_decay,
+  )
   axes = matrices.matrix_axes if axes is None else axes
+
+  def or_ours(value, ours):
+    return ours if value is None else value
+
   if others is None:
     others = with_learning_rate(
-      optax.scale_by_adam(), learning_rate, weight_decay
+      optax.scale_by_adam(adam_b1, adam_b2, adam_eps, mu_dtype=mu_dtype),
+      or_ours(adam_learning_rate, learning_rate),
+      or_ours(adam_weight_decay, weight_decay),
+      weight_decay_mask,
+    )
+  elif adam_learning_rate is not None or adam_weight_decay is not None:
+    raise ValueError(
+      'adam_learning_rate and adam_weight_decay are of the default `others`: '
+      'give them to the transformation that is passed as `others`.'
     )
 
   def labels(params):
-    return jax.tree.map(
-      lambda a: 'others' if a is None else 'm3',
-      matrices.resolve_axes(axes, params),
-      is_leaf=matrices.is_axes,
+    wanted = matrices.axes_of_leaves(axes, params)
+    return jax.tree.structure(params).unflatten(
+      ['others' if a is None else 'm3' for a in wanted]
     )
 
   return optax.partition(
@@ -281,18 +414,25 @@ def m3(
           b3,
           alpha,
           period,
+          nesterov=nesterov,
           sum_gradients=sum_gradients,
           second_moment=second_moment,
           eps=eps,
+          eps_root=eps_root,
+          scale_by_shape=scale_by_shape,
+          consistent_rms=consistent_rms,
           ns_steps=ns_steps,
           ns_coefficients=ns_coefficients,
           ns_dtype=ns_dtype,
           mu_dtype=mu_dtype,
+          slow_dtype=slow_dtype,
+          nu_dtype=nu_dtype,
           axes=axes,
           mesh=mesh,
         ),
         learning_rate,
         weight_decay,
+        weight_decay_mask,
       ),
       'others': others,
     },

@@ -9,7 +9,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-ACCUMULATE = ('gradients', 'updates')
+from . import arguments, paths
 
 
 class EveryState(NamedTuple):
@@ -59,12 +59,11 @@ def every(
   Raises:
     ValueError: if period is below 1 or accumulate is unknown.
   """
-  if accumulate not in ACCUMULATE:
-    raise ValueError(
-      f'accumulate={accumulate!r} is unknown; choose one of {ACCUMULATE}.'
-    )
-  if period < 1:
-    raise ValueError(f'period={period} must be at least 1.')
+  arguments.check(
+    period=period,
+    accumulate=accumulate,
+    accumulator_dtype=accumulator_dtype,
+  )
   inner = optax.with_extra_args_support(inner)
   if period == 1:
     return inner
@@ -73,12 +72,19 @@ def every(
     total = optax.tree.zeros_like(params, dtype=accumulator_dtype)
     return EveryState(jnp.zeros([], jnp.int32), total, inner.init(params))
 
+  def run(updates, state, params, extra_args):
+    """The inner rule; its state keeps its types.
+
+    Many rules take those of the gradients, which may be wider than the
+    parameters that the state was made for.
+    """
+    updates, new = inner.update(updates, state, params, **extra_args)
+    return updates, optax.tree.cast_like(new, state)
+
   def update_fn(updates, state, params=None, **extra_args):
     inner_state, types = state.inner, updates
     if accumulate == 'updates':
-      updates, inner_state = inner.update(
-        updates, inner_state, params, **extra_args
-      )
+      updates, inner_state = run(updates, inner_state, params, extra_args)
     step = (state.step + 1) % period
     total = jax.tree.map(
       lambda t, u: jnp.where(state.step == 0, u, t + u).astype(t.dtype),
@@ -92,7 +98,7 @@ def every(
         mean = jax.tree.map(
           lambda t, u: (t / period).astype(u.dtype), total, types
         )
-        out, inner_state = inner.update(mean, inner_state, params, **extra_args)
+        out, inner_state = run(mean, inner_state, params, extra_args)
         return optax.tree.cast_like(out, types), inner_state
 
       def wait(total, inner_state):
@@ -119,47 +125,49 @@ def label_by_path(
 
   Args:
     rules: from regular expressions, searched for in a path like
-      'blocks/cms/level_0/up/kernel', to labels.
+      'blocks/cms/level_0/up/kernel', to labels. A path is the same for a nested
+      dict, a State of flax nnx and a module of Equinox.
     separator: between the keys of a path.
 
   Returns:
     A function from a tree to a tree of labels like it. It raises ValueError,
-    naming the path, where no pattern is found.
+    naming the path and what other paths there are, where no pattern is found.
   """
 
-  def label(keys, _):
-    path = jax.tree_util.keystr(keys, simple=True, separator=separator)
+  def label(path, others):
     for pattern, name in rules.items():
       if re.search(pattern, path):
         return name
     raise ValueError(
       f'no pattern of {list(rules)} is found in {path!r}; add one, or ".*" at '
-      'the end for all that is left.'
+      f'the end for all that is left. The paths are {paths.listed(others)}.'
     )
 
-  return lambda params: jax.tree_util.tree_map_with_path(label, params)
+  def labels(params):
+    found = [separator.join(x) for x, _ in paths.leaves_with_path(params)]
+    return jax.tree.structure(params).unflatten(
+      [label(x, found) for x in found]
+    )
+
+  return labels
 
 
 def _check_labels(levels: Mapping[Hashable, Any], labels: Any) -> None:
   """Raises ValueError unless labels and levels are the same."""
   unused = set(levels)
-  # What another transformation took out has no label.
-  is_masked = lambda x: isinstance(x, optax.MaskedNode)
-  found = jax.tree_util.tree_leaves_with_path(labels, is_leaf=is_masked)
-  for keys, label in found:
-    if is_masked(label):
-      continue
+  found = paths.leaves_with_path(labels)
+  for path, label in found:
     if label not in levels:
-      path = jax.tree_util.keystr(keys, simple=True, separator='/')
       raise ValueError(
-        f'the label {label!r} of {path!r} is no level; the levels are '
-        f'{list(levels)}.'
+        f'the label {label!r} of {paths.text(path)!r} is no level; the levels '
+        f'are {list(levels)}.'
       )
     unused.discard(label)
   if found and unused:
     raise ValueError(
       f'no parameter is labelled {sorted(map(str, unused))}; leave these '
-      'levels out, or correct the labels.'
+      'levels out, or correct the labels. The paths of the parameters are '
+      f'{paths.listed([paths.text(path) for path, _ in found])}.'
     )
 
 
@@ -177,8 +185,9 @@ def multi_timescale(
 
   Args:
     levels: by label, (period in steps, transformation).
-    labels: a tree of labels like the parameters, or a function from the
-      parameters to one, as `label_by_path` gives.
+    labels: a tree of labels with the paths of the parameters, or a prefix of
+      one, in containers of any type; or a function from the parameters to one,
+      as `label_by_path` gives.
     accumulate: what a level gathers over its period; see `every`.
     accumulator_dtype: of what it gathers; None: that of the parameters.
 
@@ -204,6 +213,10 @@ def multi_timescale(
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
   """
+
+  def label(params):
+    return paths.find_tree('labels', labels, params)
+
   tx = optax.partition(
     {
       label: every(
@@ -211,11 +224,11 @@ def multi_timescale(
       )
       for label, (period, inner) in levels.items()
     },
-    labels,
+    label,
   )
 
   def init_fn(params):
-    _check_labels(levels, labels(params) if callable(labels) else labels)
+    _check_labels(levels, label(params))
     return tx.init(params)
 
   return optax.GradientTransformationExtraArgs(init_fn, tx.update)

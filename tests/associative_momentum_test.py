@@ -99,11 +99,11 @@ def test_state_has_the_sizes_and_types_of_its_docstring():
     statistic='outer_product', accumulator_dtype=jnp.float32
   )
   state = tx.init(w)
-  assert state.nu.shape == (2, 5, 5)
+  assert state.root.shape == (2, 5, 5)
   assert state.mu.dtype == jnp.float32
   assert tx.update(w, state)[0].dtype == jnp.bfloat16
 
 
 def test_errors():
-  with pytest.raises(ValueError, match="statistic='cubes' is unknown"):
+  with pytest.raises(ValueError, match="statistic='cubes' must be one of"):
     optimizers.associative_momentum(0.1, statistic='cubes')

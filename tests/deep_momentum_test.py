@@ -156,7 +156,7 @@ def test_the_memory_has_the_type_that_is_asked_for():
 
 
 def test_errors():
-  with pytest.raises(ValueError, match="objective='l1' is unknown"):
+  with pytest.raises(ValueError, match="objective='l1' must be one of"):
     optimizers.deep_momentum(0.1, objective='l1')
   with pytest.raises(ValueError, match='depth=0'):
     optimizers.deep_momentum(0.1, depth=0)

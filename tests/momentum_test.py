@@ -176,5 +176,5 @@ def test_weight_decay_and_schedule(rule):
 
 
 def test_erase_is_no_less_than_zero():
-  with pytest.raises(ValueError, match=r'erase=-1\.0 must not be negative'):
+  with pytest.raises(ValueError, match=r'erase=-1\.0 must be .* at least 0'):
     optimizers.delta_momentum(0.1, erase=-1.0)

@@ -141,6 +141,40 @@ def test_matrices_and_others():
   )
 
 
+@pytest.mark.parametrize('layer', ['mix', 'qkv'])
+@pytest.mark.parametrize('name', ['muon', 'm3'])
+@pytest.mark.parametrize('split', ['head', 'projection', 'whole'])
+def test_kernels_of_several_projections_are_split(name, split, layer):
+  """The first step is Newton-Schulz of each part as the mixers cut it out."""
+  heads, width = 2, 8
+  options = [] if split == 'head' else [f"split='{split}'"]
+  options += ['second_moment=False'] if name == 'm3' else []
+  raw = tiny(name=name, options=','.join(options), weight_decay=0.0)
+  raw.model.num_heads, raw.model.width = heads, width
+  config = config_lib.resolve(raw, 16)
+  rng = np.random.default_rng(0)
+  kernel = jnp.asarray(rng.standard_normal((1, width, 3 * width)), jnp.float32)
+  params = {'blocks': {'mixer': {layer: {'kernel': kernel}}}}
+  tx = optimizer.make_rule(config, name)
+  updates, state = jax.jit(tx.update)(params, tx.init(params), params)
+  update = -updates['blocks']['mixer'][layer]['kernel']
+  update /= config.optimizer.learning_rate
+  assert {x.shape for x in jax.tree.leaves(state) if x.ndim > 1} == {
+    kernel.shape
+  }
+  parts, expected = (x.reshape(width, heads, 3, -1) for x in (update, kernel))
+  matrices = {
+    'head': lambda x: x.transpose(1, 2, 0, 3),
+    'projection': lambda x: x.transpose(2, 0, 1, 3).reshape(3, width, width),
+    'whole': lambda x: x.reshape(1, width, 3 * width),
+  }[split]
+  np.testing.assert_allclose(
+    matrices(parts),
+    optimizers.newton_schulz(matrices(expected)),
+    atol=1e-5,
+  )
+
+
 def test_normalized_updates_have_one_norm():
   for name in ('adamw', 'delta_momentum'):
     raw = tiny(name=name, normalize_updates=True, weight_decay=0.0)

@@ -2,10 +2,12 @@
 
 import ast
 from collections.abc import Callable
+import functools
 import inspect
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
 import optax
@@ -29,6 +31,12 @@ RULES: dict[str, Callable[..., Any]] = {
 }
 # Rules of matrices alone; all other parameters take AdamW.
 OF_MATRICES = ('muon', 'm3', 'delta_gradient_descent')
+# How the kernels of several projections are told apart by Muon and M3, an
+# option of the two. Choice: 'head', each head of each projection is a matrix of
+# its own, as heads share neither inputs' directions nor outputs. 'projection':
+# each projection is one, all heads of it; 'whole': the kernel is one.
+SPLITS = ('head', 'projection', 'whole')
+_SPLIT = ('muon', 'm3')
 # Arguments that this module gives, or that no text can say.
 _GIVEN = ('learning_rate', 'axes', 'weight_dimension_numbers', 'mesh')
 
@@ -56,29 +64,76 @@ def _takes_inputs(path: tuple[str, ...]) -> bool:
   return path[-1] == 'kernel' and 'conv' not in path
 
 
-def matrix_axes(params: Any) -> Any:
-  """`MatrixAxes` of Hope's parameters; None for those that are no matrices.
+# Kernels of several projections or heads, by the name of their layer: the sizes
+# that the outputs are split into (n heads, q, k, v), and the axes of a matrix
+# of one head of one projection, and of one projection.
+_FUSED = {
+  'mix': (('n', 3, -1), (-4, -1), (-4, (-3, -1))),
+  'qkv': (('n', 3, -1), (-4, -1), (-4, (-3, -1))),
+  'query': (('n', -1), (-3, -1), (-3, (-2, -1))),
+  'key_value': ((2, -1), (-3, -1), (-3, -1)),
+}
+
+
+def matrix_axes(
+  params: Any, num_heads: int = 1, split: str = 'whole'
+) -> dict[str, Any]:
+  """Axes of Hope's parameters; None for those that are no matrices.
 
   Kernels are stacked over layers, those of memories over heads too. The
   embedding, the convolution, norms and biases are no matrices.
+
+  Args:
+    params: nested dict.
+    num_heads: of the mixers.
+    split: how a kernel of several projections is split, one of SPLITS. Within
+      `mix` and `qkv`, outputs lie by head, and within a head q, k, v.
   """
-  axes = optimizers.MatrixAxes(-2, -1)
-  return _of_path(lambda path, _: axes if _is_matrix(path) else None)(params)
+
+  def axes(path, _):
+    if not _is_matrix(path):
+      return None
+    layer = path[-2] if path[-1] == 'kernel' and len(path) > 1 else ''
+    fused = _FUSED.get(layer)
+    if split == 'whole' or fused is None:
+      return optimizers.MatrixAxes(-2, -1)
+    sizes, of_head, of_projection = fused
+    chosen = of_head if split == 'head' else of_projection
+    return optimizers.SplitAxes(
+      -1,
+      tuple(num_heads if size == 'n' else size for size in sizes),
+      optimizers.MatrixAxes(*chosen),
+    )
+
+  return _of_path(axes)(params)
 
 
 def parse_options(name: str, text: str) -> dict[str, Any]:
-  """Reads `optimizer.options`.
+  """Reads `optimizer.options` and tries the rule with them.
 
   Args:
     name: of the optimizer.
     text: comma-separated 'argument=value'; a value is a Python literal.
 
   Raises:
-    ValueError: for an argument that the rule lacks, or a value that is none, or
-      of another type, or not finite.
+    ValueError: for an argument that the rule lacks, or a value that is none, of
+      another type, not finite or out of its bounds.
   """
-  rule = inspect.signature(RULES[name])
-  allowed = [x for x in rule.parameters if x not in _GIVEN]
+  options = _read(name, text)
+  try:
+    rule = _make(name, options, 0.1, num_heads=1, mesh=None)
+    kernel = {'kernel': jax.ShapeDtypeStruct((2, 2), jnp.float32)}
+    extra = {'inputs': kernel} if name == 'delta_gradient_descent' else {}
+    state = jax.eval_shape(rule.init, kernel)
+    jax.eval_shape(rule.update, kernel, state, kernel, **extra)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'optimizer.options={text!r}: {error}') from None
+  return options
+
+
+def _read(name: str, text: str) -> dict[str, Any]:
+  """Raises ValueError for a text that names no arguments of the rule."""
+  allowed = _defaults(name)
   options = {}
   try:
     # 'a=1, b=(2, 3)' is the argument list of a call.
@@ -99,20 +154,57 @@ def parse_options(name: str, text: str) -> dict[str, Any]:
         f'{", ".join(allowed)}.{fields.nearest(argument, allowed)}'
       )
     fields.check_argument(
-      f'optimizer.options: {argument}', value, rule.parameters[argument]
+      f'optimizer.options: {argument}', value, allowed[argument]
     )
   return options
+
+
+def _defaults(name: str) -> dict[str, Any]:
+  """The arguments of a rule that options can name, at their defaults."""
+  rule = inspect.signature(RULES[name])
+  found = {k: v.default for k, v in rule.parameters.items() if k not in _GIVEN}
+  return found | ({'split': 'head'} if name in _SPLIT else {})
+
+
+def _make(
+  name: str,
+  options: dict[str, Any],
+  rate: optax.ScalarOrSchedule,
+  num_heads: int,
+  mesh: Mesh | None,
+) -> optax.GradientTransformationExtraArgs:
+  """A rule with some of its options; only DGD has the learning rate in it.
+
+  Raises:
+    ValueError: if an option is out of its bounds.
+  """
+  options = dict(options)
+  split = options.pop('split', 'whole')
+  if split not in SPLITS:
+    raise ValueError(f'split={split!r} must be one of {SPLITS}.')
+  # The rules of optax do not check theirs.
+  optimizers.check(**options)
+  axes = functools.partial(matrix_axes, num_heads=num_heads, split=split)
+  if name == 'delta_gradient_descent':
+    return RULES[name](rate, **options)
+  if name == 'muon':
+    stacked = optimizers.stacked_matrix_axes
+    rule = RULES[name](weight_dimension_numbers=stacked, **options)
+    return optimizers.on_matrices(rule, axes)
+  if 'axes' in inspect.signature(RULES[name]).parameters:
+    options['axes'] = axes
+  if mesh is not None and mesh.size > 1 and name == 'm3':
+    options['mesh'] = mesh
+  return optax.with_extra_args_support(RULES[name](**options))
 
 
 def arguments(config: Config, name: str) -> dict[str, Any]:
   """All arguments of a rule in a run, those at their defaults included."""
   o = config.optimizer
-  found = {
-    k: v.default for k, v in inspect.signature(RULES[name]).parameters.items()
-  }
+  found = _defaults(name)
   if name == 'adamw':
     found |= {'b1': o.b1, 'b2': o.b2, 'eps': o.eps}
-  return found | (parse_options(name, o.options) if name == o.name else {})
+  return found | (_read(name, o.options) if name == o.name else {})
 
 
 def learning_rate(config: Config) -> optax.Schedule:
@@ -159,25 +251,19 @@ def make_rule(
   last of its period.
   """
   o, schedule = config.optimizer, learning_rate(config)
-  options = {
-    k: v for k, v in arguments(config, name).items() if k not in _GIVEN
-  }
   ratio = 1.0
   if name != o.name and o.other_learning_rate is not None:
     ratio = o.other_learning_rate / o.learning_rate
   rate = lambda count: ratio * schedule((count + 1) * steps - 1)
+  rule = _make(
+    name, arguments(config, name), rate, config.model.num_heads, mesh
+  )
   if name == 'delta_gradient_descent':
-    rule = RULES[name](rate, **options)
     if not o.normalize_updates:
       return rule
     normalized = optax.normalize_by_update_norm()
     return optax.chain(rule, normalized, optax.scale_by_schedule(rate))
-  for axes in ('axes', 'weight_dimension_numbers'):
-    if axes in inspect.signature(RULES[name]).parameters:
-      options[axes] = matrix_axes
-  if mesh is not None and mesh.size > 1 and name == 'm3':
-    options['mesh'] = mesh
-  parts = [RULES[name](**options)]
+  parts = [rule]
   if o.normalize_updates:
     parts.append(optax.normalize_by_update_norm())
   decays = _of_path(lambda path, _: path[-1] in _DECAYED)

@@ -55,19 +55,22 @@ def serve(pipe: Any) -> None:
   Sends (status, value): 'stage' and its name, any number of times, then 'done'
   and the result, or 'skipped' or 'failed' and the reason.
   """
-  # A compile time read from a cache would say nothing.
-  jax.config.update('jax_enable_compilation_cache', False)
   config: Any = jax.config
-  platforms = config.jax_platforms
-  if platforms and 'cpu' not in platforms.split(','):
+  wanted = config.jax_platforms
+  if wanted and 'cpu' not in wanted.split(','):
     # The CPU computes what the device is compared with.
-    jax.config.update('jax_platforms', f'{platforms},cpu')
+    config.update('jax_platforms', f'{wanted},cpu')
   while True:
     try:
       part = pipe.recv()
     except EOFError:
       return
     try:
+      if jax.default_backend() != 'cpu':
+        # A compile time read from a cache would say nothing.
+        config.update('jax_enable_compilation_cache', False)
+      elif wanted and 'cpu' not in wanted.split(','):
+        raise RuntimeError(f'JAX_PLATFORMS={wanted}, but jax sees only a CPU.')
       result = RUNNERS[part.kind](
         **part.arguments, note=lambda stage: pipe.send(('stage', stage))
       )
@@ -267,7 +270,7 @@ def execute(
       if small is None:
         small = machine['platform'] == 'cpu'
         if small:
-          console.print('No GPU or TPU: the small form, on the CPU.')
+          console.print('jax sees no GPU or TPU: the small form, on the CPU.')
       content['small'] = small
       parts = small_plan() if small else plan(machine)
       run_parts(parts, worker.run, end, seconds, finished)

@@ -273,7 +273,7 @@ def plan(found: dict[str, Any]) -> list[Part]:
 
 
 def small_plan() -> list[Part]:
-  """The same kinds of parts in a small form, for a CPU."""
+  """Parts of the same kinds, for a CPU: they show that the command works."""
   sizes = {
     'model.num_layers': 2,
     'model.width': 16,
@@ -285,10 +285,10 @@ def small_plan() -> list[Part]:
   }
   common = {'vocab_size': 61, 'batch_size': 2, 'steps': 2}
   parts = [Part('peaks', 'peaks', {'size': 512, 'triad_bytes': 2**25}, 1.0)]
-  for case in ('rule, chunks', 'solve', 'gated delta net'):
+  for case in ('rule, chunks', 'solve', 'attention'):
     arguments = {'case': case, 'arithmetic': 'highest', 'large': False}
     parts.append(Part(f'{case}, highest', 'equality', arguments, 1.0))
-  for setting in equality.SETTINGS:
+  for setting in ('hope', 'attention'):
     fields = _model('tiny', setting, **sizes)
     arguments = {'fields': fields, **common}
     parts.append(Part(f'{setting} tiny', 'training', arguments, 1.0))

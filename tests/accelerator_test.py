@@ -201,16 +201,25 @@ def test_a_failed_part_says_so_in_a_line_and_the_next_one_runs(monkeypatch):
     Part('', kind, arguments, 1.0)
     for kind, arguments in (('bad', {}), ('unfit', {}), ('good', {'x': 5}))
   )
-  cache = jax.config.jax_enable_compilation_cache
-  try:
-    accelerator.serve(pipe)
-  finally:
-    jax.config.update('jax_enable_compilation_cache', cache)
+  accelerator.serve(pipe)
   assert pipe.sent == [
     ('stage', 'here'),
     ('failed', "KeyError: 'no such\\nthing'"),
     ('skipped', 'too small a device'),
     ('done', 5),
+  ]
+
+
+def test_a_cpu_does_not_stand_in_for_what_was_asked_for(monkeypatch):
+  config = types.SimpleNamespace(jax_platforms='cuda', update=lambda *_: None)
+  monkeypatch.setattr(jax, 'config', config)
+  pipe = Pipe([Part('', 'machine', {}, 1.0)])
+  accelerator.serve(pipe)
+  assert pipe.sent == [
+    (
+      'failed',
+      'RuntimeError: JAX_PLATFORMS=cuda, but jax sees only a CPU.',
+    )
   ]
 
 
@@ -493,10 +502,10 @@ def test_the_command_on_a_cpu(tmp_path):
     timeout=400,
   )
   assert done.returncode == 0, done.stderr
-  assert 'No GPU or TPU: the small form, on the CPU.' in done.stdout
+  assert 'jax sees no GPU or TPU: the small form' in done.stdout
   content = json.loads((tmp_path / 'accelerator.json').read_text())
   assert content['complete'] and content['small']
-  assert [x['status'] for x in content['parts']] == ['done'] * 9
+  assert [x['status'] for x in content['parts']] == ['done'] * 8
   for part in content['parts']:
     if part['kind'] == 'training':
       assert 0 < part['result']['share_of_matmul_peak'] < 1

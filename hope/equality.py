@@ -6,9 +6,8 @@ tests hold these equal to independent transcriptions of the equations. The
 device runs what training runs: chunks, whole sequences and their gradients.
 
 An error is the largest difference over the largest entry, of the worst array.
-Its bound is a multiple of the unit roundoff of the operands of matmuls. For
-jax's default precision of float32 matmuls, which differs between devices, the
-roundoff is measured.
+Its bound depends on how operands of matmuls are rounded. What jax's default
+precision of float32 matmuls does differs between devices, and is measured.
 """
 
 from collections.abc import Callable
@@ -30,8 +29,15 @@ from hope.model import Block, Hope
 from hope.parallel import devices
 from hope.parallel import mesh as mesh_lib
 
-# Unit roundoff of the operands of a matmul.
-ROUNDOFF = {'float32': 2.0**-24, 'tf32': 2.0**-11, 'bfloat16': 2.0**-8}
+# Bounds of errors by how operands of matmuls are rounded. On a CPU that rounds
+# them so, the largest errors seen are, of outputs and gradients, 1.3e-6 and
+# 6e-6, 1.1e-3 and 1.2e-2, 1.1e-2 and 0.15. These gradients are those of learned
+# rates, sums of large terms of either sign.
+BOUNDS = {
+  'float32': {'output': 1e-5, 'gradient': 1e-4},
+  'tf32': {'output': 5e-3, 'gradient': 5e-2},
+  'bfloat16': {'output': 4e-2, 'gradient': 0.5},
+}
 # Settings of the model, beside the fields of Hope.
 SETTINGS: dict[str, dict[str, Any]] = {
   'hope': {},
@@ -98,7 +104,7 @@ def relative_error(actual: Any, expected: Any) -> tuple[float, str]:
 
 @functools.cache
 def default_arithmetic() -> str:
-  """How float32 matmuls are computed by default, a key of ROUNDOFF; measured.
+  """How float32 matmuls are computed by default, a key of BOUNDS; measured.
 
   Raises:
     RuntimeError: if a matmul is off by more than bfloat16 explains.
@@ -107,20 +113,11 @@ def default_arithmetic() -> str:
   a, b = np.float32(a), np.float32(b)
   product = jax.jit(jnp.matmul)(a, b)
   error, _ = relative_error(product, np.matmul(a, b, dtype=np.float64))
-  # Rounded to TF32 or bfloat16 it is 0.6 of a roundoff, 3e-4 or 2.3e-3; in
-  # float32, where the sum counts, 6e-7.
+  # It is 6e-7 in float32, 3e-4 with TF32 and 2.3e-3 with bfloat16.
   for name, bound in (('float32', 1e-5), ('tf32', 8e-4), ('bfloat16', 5e-3)):
     if error < bound:
       return name
   raise RuntimeError(f'A matmul of 256 x 256 random numbers is off by {error}.')
-
-
-def roundoff(arithmetic: str) -> float:
-  """The unit roundoff of 'highest', 'default' or 'bfloat16'."""
-  if arithmetic == 'highest':
-    return ROUNDOFF['float32']
-  default = ROUNDOFF[default_arithmetic()]
-  return default if arithmetic == 'default' else ROUNDOFF['bfloat16']
 
 
 def _cpu() -> jax.Device:
@@ -359,17 +356,16 @@ def compare(
       compiler_options=devices.compiler_options(mesh_lib.one_device()),
     )
     actual = run(case.params, case.x, _weights(case))
+  rounded = {'highest': 'float32', 'bfloat16': 'bfloat16'}.get(arithmetic)
+  rounded = rounded or default_arithmetic()
   result: dict[str, Any] = {'case': name, 'arithmetic': arithmetic}
   names = ('output', 'gradient')
   for kind, a, e in zip(names, actual, expected, strict=True):
     error, where = relative_error(a, e)
-    bound = BOUNDS[kind] * roundoff(arithmetic)
+    bound = BOUNDS[rounded][kind]
     result[f'{kind}_error'], result[f'{kind}_bound'] = error, bound
     result[f'{kind}_worst'] = where
   result['equal'] = all(
     result[f'{kind}_error'] <= result[f'{kind}_bound'] for kind in names
   )
   return result
-
-
-BOUNDS = {'output': 100.0, 'gradient': 400.0}

@@ -99,8 +99,11 @@ def test_the_default_arithmetic_is_measured(bits, name, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('arithmetic', ['highest', 'default', 'bfloat16'])
-@pytest.mark.parametrize('case', equality.CASES)
+@pytest.mark.parametrize(
+  'case, arithmetic',
+  [(case, 'highest') for case in equality.CASES]
+  + [(case, 'bfloat16') for case in equality.SETTINGS],
+)
 def test_every_case_is_equal(case, arithmetic):
   result = equality.compare(case, arithmetic, equality.SMALL)
   assert result['equal'], result

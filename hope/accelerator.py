@@ -11,7 +11,8 @@ is used. On a CPU a small form of the same runs, in under a minute.
 
 The table and OUTPUT/accelerator.json have the device, versions and settings.
 The file is written after each part. The exit code is 1 if something is not
-equal or failed; what was skipped does not count.
+equal or failed; what was skipped does not count. Compiled programs are kept, so
+that a second run gets further; the table says which ones were there already.
 
 Of the requirements it imports absl, flax, jax, ml_collections, numpy, optax and
 rich. With a GPU and nothing installed, in a new environment:
@@ -35,7 +36,7 @@ from absl import app, flags
 import jax
 import rich.console
 
-from hope import accelerator_report, command_line
+from hope import accelerator_report, command_line, compilation_cache
 from hope.accelerator_parts import (
   RUNNERS,
   Part,
@@ -57,19 +58,18 @@ def serve(pipe: Any) -> None:
   """
   config: Any = jax.config
   wanted = config.jax_platforms
-  if wanted and 'cpu' not in wanted.split(','):
+  more = wanted and 'cpu' not in wanted.split(',')
+  if more:
     # The CPU computes what the device is compared with.
     config.update('jax_platforms', f'{wanted},cpu')
+  compilation_cache.use()
   while True:
     try:
       part = pipe.recv()
     except EOFError:
       return
     try:
-      if jax.default_backend() != 'cpu':
-        # A compile time read from a cache would say nothing.
-        config.update('jax_enable_compilation_cache', False)
-      elif wanted and 'cpu' not in wanted.split(','):
+      if jax.default_backend() == 'cpu' and more:
         raise RuntimeError(f'JAX_PLATFORMS={wanted}, but jax sees only a CPU.')
       result = RUNNERS[part.kind](
         **part.arguments, note=lambda stage: pipe.send(('stage', stage))

@@ -117,7 +117,7 @@ def _traffic(compiled: Any) -> int | None:
   None: the compiler wrote something that `hope.hlo` cannot read.
   """
   try:
-    return Program(compiled.as_text()).main_memory_bytes()
+    return Program(compiled.as_text() or '').main_memory_bytes()
   except (ValueError, KeyError, IndexError):
     return None
 
@@ -211,7 +211,10 @@ def time_steps(
     'steps': steps,
     'flops_per_token': flops,
     'model_flops_per_second': rate * flops,
-    'program_bytes': program_bytes(compiled),
+    # Not every runtime knows it, nor of a program that was kept.
+    'program_bytes': (
+      program_bytes(compiled) if compiled.memory_analysis() else None
+    ),
     'main_memory_traffic_bytes': _traffic(compiled),
     'peak_memory_bytes': memory,
     'peak_memory_of': memory_of,

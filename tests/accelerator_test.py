@@ -17,7 +17,13 @@ import reference
 import rich.console
 import worker_cases
 
-from hope import accelerator, accelerator_parts, equality, throughput
+from hope import (
+  accelerator,
+  accelerator_parts,
+  compilation_cache,
+  equality,
+  throughput,
+)
 from hope.accelerator_parts import Part
 from hope.config import base_config, resolve
 from hope.memory import rule
@@ -204,6 +210,7 @@ def test_a_failed_part_says_so_in_a_line_and_the_next_one_runs(monkeypatch):
     Part('', kind, arguments, 1.0)
     for kind, arguments in (('bad', {}), ('unfit', {}), ('good', {'x': 5}))
   )
+  monkeypatch.setattr(compilation_cache, 'use', lambda: None)
   accelerator.serve(pipe)
   assert pipe.sent == [
     ('stage', 'here'),
@@ -217,6 +224,7 @@ def test_a_cpu_does_not_stand_in_for_what_was_asked_for(monkeypatch):
   config = types.SimpleNamespace(jax_platforms='cuda', update=lambda *_: None)
   monkeypatch.setattr(jax, 'config', config)
   pipe = Pipe([Part('', 'machine', {}, 1.0)])
+  monkeypatch.setattr(compilation_cache, 'use', lambda: None)
   accelerator.serve(pipe)
   assert pipe.sent == [
     (
@@ -350,6 +358,7 @@ RESULTS = {
     'main_memory_traffic_bytes': 6e11,
     'program_bytes': 3 * 2**30,
     'compile_seconds': 41.0,
+    'compiled': 'by an earlier start',
   },
   'decoding': {
     'context_short': 64,
@@ -407,7 +416,15 @@ def test_results_are_printed_and_written(tmp_path):
     *('A Card (gpu)', '1 of 8', 'driver 575', 'jax 0.10.2', 'XLA_FLAGS=--a=b'),
     *('800.00 TFLOP/s', 'default precision (tf32)', '2,000.0 GB/s'),
     *('1.5e-04', '5.0e-02', '2.5e-04', '65,536', '(32 did not fit)'),
-    *('115.0M', '25.0%', '60.0%', '3.00 GiB', '41.0 s', '1.000', '2.000'),
+    *(
+      '115.0M',
+      '25.0%',
+      '60.0%',
+      '3.00 GiB',
+      '41.0 s (read)',
+      '1.000',
+      '2.000',
+    ),
   ):
     assert words in text, words
 

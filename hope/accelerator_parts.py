@@ -236,7 +236,7 @@ def plan(found: dict[str, Any]) -> list[Part]:
       'steps': 5,
       'contexts': (64, 2048),
     }
-    name = f'{setting} 115m, {batch} at a time'
+    name = f'{setting} 115m, batch {batch}'
     return Part(name, 'decoding', arguments, share)
 
   sizes = {'size': 8192, 'triad_bytes': min(_GIB, round(limit / 8))}
@@ -294,5 +294,5 @@ def small_plan() -> list[Part]:
     parts.append(Part(f'{setting} tiny', 'training', arguments, 1.0))
   fields = _model('tiny', 'attention', **sizes)
   arguments = {'fields': fields, **common, 'contexts': (16, 32)}
-  name = 'attention tiny, 2 at a time'
+  name = 'attention tiny, batch 2'
   return [*parts, Part(name, 'decoding', arguments, 1.0)]

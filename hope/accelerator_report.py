@@ -83,36 +83,35 @@ def _equality(results: Sequence[dict[str, Any]]):
 
 
 def _training(outcomes: Sequence[dict[str, Any]]):
+  lengths = sorted({x['result']['seq_len'] for x in outcomes})
   table = _table(
-    'Training steps: forward, backward and AdamW (read: compiled before)',
-    *('model', 'parameters', 'batch', 'tokens/s', 'ms/step', 'of matmul peak'),
-    *('of bandwidth', 'memory', 'compiled in'),
+    'Training steps (forward, backward, AdamW), sequences of '
+    f'{", ".join(map(str, lengths))} tokens.\n'
+    'Shares are of the bfloat16 matmul peak and of the memory bandwidth.',
+    *('model', 'batch', 'tokens/s', 'ms', 'matmul', 'memory', 'GiB'),
+    'compile',
   )
   for outcome in outcomes:
     x = outcome['result']
-    too_large = x['too_large_batch_sizes']
-    batch = f'{x["batch_size"]} x {x["seq_len"]:,}'
-    if too_large:
-      batch += f' ({", ".join(map(str, too_large))} did not fit)'
+    size = x['program_bytes']
     table.add_row(
       outcome['name'],
-      f'{x["parameters"] / 1e6:,.1f}M',
-      batch,
+      f'{x["batch_size"]}',
       f'{x["tokens_per_second"]:,.0f}',
       f'{x["step_seconds"] * 1e3:,.1f}',
       _share(x, 'share_of_matmul_peak'),
       _share(x, 'share_of_bandwidth'),
-      _gib(x['program_bytes']),
-      f'{x["compile_seconds"]:.1f} s'
-      + ('' if x['compiled'] == 'now' else ' (read)'),
+      '?' if size is None else f'{size / 2**30:,.2f}',
+      f'{x["compile_seconds"]:.1f} s' if x['compiled'] == 'now' else 'before',
     )
   return table
 
 
 def _decoding(outcomes: Sequence[dict[str, Any]]):
   table = _table(
-    'Decoding: ms per step of all streams, after a context of so many tokens',
-    *('model', 'short', 'ms', 'of bandwidth', 'long', 'ms', 'of bandwidth'),
+    'Decoding: ms per token of all streams, and share of the memory '
+    'bandwidth,\nafter a short and a long context.',
+    *('model', 'short', 'ms', 'memory', 'long', 'ms', 'memory'),
   )
   for outcome in outcomes:
     x = outcome['result']
@@ -150,6 +149,11 @@ def show(content: dict[str, Any], console: rich.console.Console) -> None:
     tables.append(_decoding(by_kind['decoding']))
   for table in tables:
     console.print(table, markup=False)
+  for outcome in by_kind.get('training', []):
+    if too_large := outcome['result']['too_large_batch_sizes']:
+      sizes = ', '.join(map(str, too_large))
+      line = f'{outcome["name"]}: a batch of {sizes} did not fit'
+      console.print(line, markup=False)
   for outcome in content['parts']:
     if outcome['status'] != 'done':
       line = f'{outcome["status"]}: {outcome["name"]}: {outcome["reason"]}'

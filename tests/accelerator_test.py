@@ -415,13 +415,13 @@ def test_results_are_printed_and_written(tmp_path):
   for words in (
     *('A Card (gpu)', '1 of 8', 'driver 575', 'jax 0.10.2', 'XLA_FLAGS=--a=b'),
     *('800.00 TFLOP/s', 'default precision (tf32)', '2,000.0 GB/s'),
-    *('1.5e-04', '5.0e-02', '2.5e-04', '65,536', '(32 did not fit)'),
+    *('1.5e-04', '5.0e-02', '2.5e-04', '65,536', 'a batch of 32 did not fit'),
     *(
-      '115.0M',
+      'hope 115m',
       '25.0%',
       '60.0%',
-      '3.00 GiB',
-      '41.0 s (read)',
+      '3.00 ',
+      'before',
       '1.000',
       '2.000',
     ),

@@ -500,11 +500,16 @@ import sys
 for name in ('grain', 'tensorflow_datasets', 'tensorboardX', 'tokenizers',
              'matplotlib', 'orbax', 'tensorflow'):
   sys.modules[name] = None
-import hope.accelerator
+from hope import accelerator, accelerator_parts, compilation_cache
+from jax._src import xla_bridge
+
+compilation_cache.use()
+accelerator_parts.plan({'platform': 'gpu', 'memory_limit_bytes': None})
+assert not xla_bridge.backends_are_initialized()
 """
 
 
-def test_it_needs_few_packages():
+def test_it_needs_few_packages_and_leaves_the_device_to_its_worker():
   done = subprocess.run(
     [sys.executable, '-c', BLOCKED], cwd=ROOT, capture_output=True, text=True
   )
@@ -519,7 +524,7 @@ def test_the_command_on_a_cpu(tmp_path):
     env=os.environ | {'JAX_PLATFORMS': 'cpu'},
     capture_output=True,
     text=True,
-    timeout=400,
+    timeout=550,
   )
   assert done.returncode == 0, done.stderr
   assert 'jax sees no GPU or TPU: the small form' in done.stdout

@@ -258,7 +258,7 @@ def test_reading_ahead_changes_nothing(tmp_path):
     ({'seed': 5}, 'seed was 0 and is 5'),
     (
       {'document': 'more'},
-      'of the documents was .* Restore the setting, or start',
+      'of the documents was .* Restore them, or start',
     ),
   ],
 )

@@ -114,19 +114,19 @@ def _folders(start: str) -> Iterator[str]:
     folders = [links.pop(0)]
     while folders:
       folder = folders.pop()
-      status = os.stat(folder or os.curdir)
+      try:
+        status = os.stat(folder or os.curdir)
+        below = sorted(os.listdir(folder or os.curdir))
+      except OSError as error:
+        raise _unreadable(folder, error.strerror) from error
       if (status.st_dev, status.st_ino) in seen:
         continue
       seen.add((status.st_dev, status.st_ino))
       yield folder
-      try:
-        entries = sorted(os.scandir(folder or os.curdir), key=lambda e: e.name)
-      except OSError as error:
-        raise _unreadable(folder, error.strerror) from error
-      for entry in entries:
-        if not entry.name.startswith('.') and entry.is_dir():
-          path = os.path.join(folder, entry.name)
-          (links if entry.is_symlink() else folders).append(path)
+      for name in below:
+        path = os.path.join(folder, name)
+        if not name.startswith('.') and os.path.isdir(path):
+          (links if os.path.islink(path) else folders).append(path)
 
 
 def _without_links(

@@ -122,16 +122,10 @@ class BatchIterator(Iterator[Batch]):
       ValueError: The state comes from other data or settings, or lacks rows
         that this process reads.
     """
-    theirs = state['identity']
-    changed = [
-      f'{name} was {theirs.get(name)} and is {value}'
-      for name, value in self._identity.items()
-      if theirs.get(name) != value
-    ]
-    if changed:
+    if changed := _changes(state['identity'], self._identity):
       raise ValueError(
-        f'the data position was saved in another setting: {"; ".join(changed)}.'
-        ' Restore the setting, or start the data anew without a position.'
+        f'the data position was saved with other data: {changed}. Restore '
+        'them, or start the run anew in another workdir.'
       )
     try:
       self._iterator.set_state(state['position'])
@@ -146,6 +140,15 @@ class BatchIterator(Iterator[Batch]):
     self._iterator.close()
 
 
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
+  """Returns what differs between two identities, in words."""
+  return '; '.join(
+    f'{name} was {before.get(name)} and is {value}'
+    for name, value in after.items()
+    if before.get(name) != value
+  )
+
+
 def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
   """Returns the position of a run from those of its processes.
 
@@ -153,11 +156,17 @@ def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     states: Of `BatchIterator.get_state` in every process, after the same batch.
 
   Raises:
-    ValueError: The processes are not at the same batch.
+    ValueError: The processes are not at the same batch, or of different data.
   """
   batches = {state['position']['batches'] for state in states}
   if len(batches) > 1:
     raise ValueError(f'the processes are at different batches: {batches}.')
+  for state in states[1:]:
+    if changed := _changes(states[0]['identity'], state['identity']):
+      raise ValueError(
+        f'the processes read different data: {changed}. Give all of them the '
+        'same documents, tokenizer and settings.'
+      )
   lanes = {}
   for state in states:
     lanes |= state['position']['lanes']

@@ -174,14 +174,14 @@ def open_corpus(config: ml_collections.ConfigDict) -> Corpus:
 def _without_copies(
   train: np.ndarray, heldout: np.ndarray, digests: dict[int, bytes]
 ) -> tuple[np.ndarray, np.ndarray, frozenset[int]]:
-  """Finds documents of the same bytes; each counts once, held out before train.
+  """Finds documents of the same bytes; each counts once, by its first name.
 
-  Choice: a held-out document stays where its name puts it and its copies leave
-  the training documents, else what is scored would have been trained on.
-  Copies within the training documents keep their places in the order and are
-  passed over, as rows of a batch would be copies too. It costs nothing: the
-  hashes are those of the identity. Where a corpus is too large to be hashed
-  whole, copies are not looked for.
+  Choice: the first name decides whether a text is held out, so no copy of what
+  is scored is trained on, and a text of many copies is no more likely held out
+  than others. Copies within the training documents keep their places in the
+  order and are passed over, as rows of a batch would be copies too. It costs
+  nothing: the hashes are those of the identity. Where a corpus is too large to
+  be hashed whole, copies are not looked for.
 
   Args:
     train: Indices of training documents.
@@ -194,25 +194,14 @@ def _without_copies(
   if not digests:
     logging.info('Copies of documents are not looked for: too much to hash.')
     return train, heldout, frozenset()
-  seen: set[bytes] = set()
-
-  def is_new(index: int) -> bool:
-    known = digests[index] in seen
-    seen.add(digests[index])
-    return not known
-
-  kept = [i for i in heldout.tolist() if is_new(i)]
-  dealt = [i for i in train.tolist() if digests[i] not in seen]
-  copies = frozenset(i for i in dealt if not is_new(i))
-  if len(kept) < len(heldout) or len(dealt) < len(train) or copies:
-    logging.info(
-      'Documents that are copies of others and are not read: %d of %d held-out '
-      'ones, %d of %d training ones.',
-      len(heldout) - len(kept),
-      len(heldout),
-      len(train) - len(dealt) + len(copies),
-      len(train),
-    )
+  first = {digests[index]: index for index in sorted(digests, reverse=True)}
+  trained = set(train.tolist())
+  kept = [i for i in heldout.tolist() if first[digests[i]] == i]
+  dealt = [i for i in train.tolist() if first[digests[i]] in trained]
+  copies = frozenset(i for i in dealt if first[digests[i]] != i)
+  left_out = len(digests) - len(kept) - len(dealt) + len(copies)
+  if left_out:
+    logging.info('%d documents are copies of others, not read.', left_out)
   return np.array(dealt, int), np.array(kept, int), copies
 
 

@@ -202,6 +202,80 @@ def test_tfds_refuses_what_needs_tensorflow(tfds_dir, tmp_path):
     sources.open_corpus(config)
 
 
+INFO, FEATURES = 'dataset_info.json', 'features.json'
+SHARD = 'local_text-train.array_record-00000-of-00001'
+
+
+@pytest.mark.parametrize(
+  ('name', 'damage', 'message'),
+  [
+    (
+      SHARD,
+      None,
+      'cannot read local_text/1.0.0:train/.*prepare the data',
+    ),
+    (SHARD, lambda raw: b'', 'cannot read local_text'),
+    (SHARD, lambda raw: raw[: len(raw) // 2], 'cannot read local_text'),
+    (SHARD, lambda raw: raw[:99] + bytes(len(raw) - 99), 'cannot read local_t'),
+    (SHARD, lambda raw: raw[::-1], 'cannot read local_text'),
+    (INFO, lambda raw: b'', 'metadata in .*1.0.0 cannot be read'),
+    (INFO, lambda raw: b'{}', 'metadata in .* cannot be read'),
+    (INFO, lambda raw: b'\xff\xfe\0', 'metadata in .* cannot be read'),
+    (INFO, lambda raw: raw[: len(raw) // 2], 'metadata in .* cannot be read'),
+    (INFO, lambda raw: raw.replace(b'splits', b'spl'), 'metadata in .* cannot'),
+    (INFO, lambda raw: raw.replace(b'"40"', b'"4000000000"'), 'out of bound'),
+    (INFO, lambda raw: raw.replace(b'"40"', b'"x"'), 'metadata in .* cannot'),
+    (INFO, lambda raw: raw.replace(b'array_', b'\\u0000'), 'metadata in'),
+    (FEATURES, None, 'metadata in .* cannot be read'),
+    (FEATURES, lambda raw: b'{}', 'metadata in .* cannot be read'),
+    (FEATURES, lambda raw: raw[:-9], 'metadata in .* cannot be read'),
+    (
+      FEATURES,
+      lambda raw: raw.replace(b'.Text', b'.No'),
+      'metadata in',
+    ),
+  ],
+)
+def test_damaged_tfds_is_said_in_one_line(
+  tfds_dir, tmp_path, name, damage, message
+):
+  shutil.copytree(tfds_dir, tmp_path, dirs_exist_ok=True)
+  path = tmp_path / 'local_text' / '1.0.0' / name
+  raw = path.read_bytes()
+  path.unlink()
+  if damage:
+    path.write_bytes(damage(raw))
+  config = make_config('tfds:local_text', tfds_dir=str(tmp_path))
+  config.data.heldout_fraction = 0.3
+  with pytest.raises(ValueError, match=f'data.source=tfds.*{message}') as error:
+    sources.open_corpus(config)
+  assert '\n' not in str(error.value)
+
+
+def test_tfds_is_known_by_its_content(tfds_dir, tmp_path):
+  config = make_config('tfds:local_text', heldout_fraction=0.3)
+  config.data.tfds_dir = tfds_dir
+  before = sources.open_corpus(config).fingerprint
+  shutil.copytree(tfds_dir, tmp_path / 'moved')
+  config.data.tfds_dir = str(tmp_path / 'moved')
+  assert sources.open_corpus(config).fingerprint == before
+
+  class Other(LocalText, skip_registration=True):
+    name = 'local_text'
+
+    def _split_generators(self, dl_manager):
+      return {
+        'train': self._generate_examples(
+          ['', *map('Text {}'.format, range(39))]
+        )
+      }
+
+  folder = tmp_path / 'other'
+  Other(data_dir=str(folder), file_format='array_record').download_and_prepare()
+  config.data.tfds_dir = str(folder)
+  assert sources.open_corpus(config).fingerprint != before
+
+
 @pytest.mark.parametrize(
   ('source', 'message'),
   [

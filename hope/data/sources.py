@@ -145,6 +145,7 @@ def open_corpus(config: ml_collections.ConfigDict) -> Corpus:
     raise ValueError(
       f'data.heldout_fraction={fraction} is outside (0, 1); try 0.02.'
     )
+  digests, complete = content_digests(source)
   # 64-bit fractions of the hash range are compared as integers: no rounding.
   limit = int(fraction * 2**64)
   ranks = np.array(
@@ -153,7 +154,6 @@ def open_corpus(config: ml_collections.ConfigDict) -> Corpus:
   held = ranks < limit
   heldout = np.flatnonzero(held)
   heldout = heldout[np.argsort(ranks[heldout])]
-  digests, complete = content_digests(source)
   train, heldout, copies = _without_copies(
     np.flatnonzero(~held), heldout, digests if complete else {}
   )

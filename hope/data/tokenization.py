@@ -400,8 +400,7 @@ def _training_text(corpus: sources.Corpus) -> Iterator[str]:
   order = np.random.default_rng(0).permutation(corpus.train)
   for index in order.tolist():
     text = corpus.source.read(index)[: min(left, _BPE_TRAINING_BYTES // 16)]
-    # Bytes that are no UTF-8 have their own tokens, and merge with nothing.
-    yield from _UNDECODABLE.split(text.decode(errors='surrogateescape'))[::2]
+    yield text.decode(errors='replace')
     left -= len(text)
     if not left:
       return

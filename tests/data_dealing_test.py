@@ -85,11 +85,16 @@ def test_too_little_text_is_refused(tmp_path, texts, tokens):
     open_data(config).train_iterator()
 
 
-def test_absurd_batches_are_refused_at_once():
+@pytest.mark.parametrize('source', ['stdlib', 'synthetic:mqar'])
+@pytest.mark.parametrize('field', ['batch_size', 'seq_len'])
+def test_absurd_batches_are_refused_at_once(source, field):
   config = base_config()
-  config.data.batch_size = 10**9
-  with pytest.raises(ValueError, match='data.batch_size=1000000000'):
+  config.data.source = source
+  config.data[field] = 10**9
+  with pytest.raises(ValueError, match=f'data.{field}=1000000000'):
     open_data(config).train_iterator()
+  with pytest.raises(ValueError, match=f'data.{field}=1000000000'):
+    open_data(config).eval_batches()
 
 
 def test_few_documents_are_read_whole_and_in_order(tmp_path):

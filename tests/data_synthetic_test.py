@@ -135,6 +135,15 @@ def test_batches(task):
     ('copy', {'num_pairs': 128}, 'seq_len=256 is too small.* at least 257'),
     ('copy', {'vocab_size': 2}, 'vocab_size=2 is too small.* at least 3'),
     ('symbols', {'num_pairs': 300}, 'vocab_size=256 is too small'),
+    ('mqar', {'power': float('nan')}, 'data.task.power=nan: .* give a number'),
+    ('mqar', {'power': float('inf')}, 'data.task.power=inf: .* give a number'),
+    ('mqar', {'power': 1e308}, 'data.task.power=1e'),
+    ('mqar', {'power': -1e308}, 'data.task.power=-1e'),
+    (
+      'copy',
+      {'vocab_size': 10**12},
+      'vocab_size=1000000000000: give',
+    ),
   ],
 )
 def test_errors(task, options, message):

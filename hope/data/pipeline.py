@@ -27,6 +27,9 @@ Batch = dict[str, np.ndarray]
 # Without grain's threads: reading and encoding are too cheap to hand over.
 _READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
+# Tokens of a step, all processes together: places fit an int32.
+_LARGEST_BATCH = 2**31
+
 
 class _Rows(grain.IterDataset):
   """Some rows of every batch.
@@ -197,7 +200,7 @@ def train_iterator(
     ValueError: The data or its settings cannot make a batch.
   """
   rows, batch_size = _rows(config, rows), config.data.batch_size
-  if config.data.read_ahead < 0:
+  if not config.data.read_ahead >= 0:
     raise ValueError(
       f'data.read_ahead={config.data.read_ahead}: give 0 or more.'
     )
@@ -348,8 +351,15 @@ def _rows(
 ) -> Sequence[int]:
   """Returns the rows of a batch that are read, all by default."""
   for field in ('seq_len', 'batch_size'):
-    if config.data[field] < 1:
+    if not config.data[field] >= 1:
       raise ValueError(f'data.{field}={config.data[field]}: give at least 1.')
+  tokens = config.data.batch_size * config.data.seq_len
+  if not tokens < _LARGEST_BATCH:
+    raise ValueError(
+      f'data.batch_size={config.data.batch_size} and data.seq_len='
+      f'{config.data.seq_len} are {tokens} tokens a step; lower either, to '
+      f'less than {_LARGEST_BATCH}.'
+    )
   return range(config.data.batch_size) if rows is None else rows
 
 

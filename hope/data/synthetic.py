@@ -15,6 +15,8 @@ Example = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 # Examples of a stream, which is endless for every purpose.
 _STREAM_LENGTH = 2**48
+# Ids are drawn from tables of all of them.
+_LARGEST_VOCABULARY = 2**24
 
 
 def mqar_sequence(
@@ -47,6 +49,13 @@ def mqar_sequence(
   return inputs, targets, weights
 
 
+def gap_weights(seq_len: int, options: ml_collections.ConfigDict) -> np.ndarray:
+  """Returns (g + 1)^(power - 1) for every gap g of `mqar`."""
+  gaps = (seq_len - 2 * options.num_pairs) // 2
+  with np.errstate(over='ignore', under='ignore'):
+    return np.arange(1, gaps + 1) ** (options.power - 1.0)
+
+
 def mqar(
   rng: np.random.Generator, seq_len: int, options: ml_collections.ConfigDict
 ) -> Example:
@@ -58,9 +67,8 @@ def mqar(
   size, pairs = options.vocab_size, options.num_pairs
   keys = rng.choice(np.arange(1, size // 2), pairs, replace=False)
   values = rng.choice(np.arange(size // 2, size), pairs, replace=False)
-  gaps = (seq_len - 2 * pairs) // 2
-  p = np.arange(1, gaps + 1) ** (options.power - 1.0)
-  places = rng.choice(gaps, pairs, replace=False, p=p / p.sum())
+  p = gap_weights(seq_len, options)
+  places = rng.choice(len(p), pairs, replace=False, p=p / p.sum())
   return mqar_sequence(keys, values, places, seq_len)
 
 
@@ -145,8 +153,12 @@ def _validate(name: str, config: ml_collections.ConfigDict):
     )
   size, num = config.data.task.vocab_size, config.data.task.num_pairs
   length = config.data.seq_len
-  if num < 1:
+  if not num >= 1:
     raise ValueError(f'data.task.num_pairs={num}: give at least 1.')
+  if not size <= _LARGEST_VOCABULARY:
+    raise ValueError(
+      f'data.task.vocab_size={size}: give at most {_LARGEST_VOCABULARY}.'
+    )
   # Smallest vocabulary and shortest sequence that hold num_pairs.
   smallest, shortest = {
     'mqar': (2 * num + 2, 4 * num),
@@ -157,8 +169,15 @@ def _validate(name: str, config: ml_collections.ConfigDict):
     ('task.vocab_size', size, smallest),
     ('seq_len', length, shortest),
   ):
-    if given < least:
+    if not given >= least:
       raise ValueError(
         f'data.{field}={given} is too small for {name} with '
         f'data.task.num_pairs={num}; give at least {least}.'
+      )
+  if name == 'mqar':
+    weights = gap_weights(length, config.data.task)
+    if not (np.isfinite(weights.sum()) and np.count_nonzero(weights) >= num):
+      raise ValueError(
+        f'data.task.power={config.data.task.power}: too few gaps can be drawn, '
+        'or their chances are no numbers; give a number near 0, as 0.01.'
       )

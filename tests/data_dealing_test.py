@@ -35,7 +35,7 @@ def random_texts(sizes):
   return [rng.integers(97, 123, n, np.uint8).tobytes() for n in sizes]
 
 
-def count_copies(config, steps=150):
+def count_copies(config, steps=60):
   """Rows of batches that equal another row of the same batch."""
   iterator, copies = train_iterator(config, ByteTokenizer()), 0
   for _ in range(steps):
@@ -117,6 +117,24 @@ def test_few_documents_are_read_whole_and_in_order(tmp_path):
     start = lane * 903 // lanes
     got = np.concatenate(rows[lane::lanes])[:903]
     np.testing.assert_array_equal(got, np.roll(first[:903], -start))
+
+
+def test_lanes_start_where_blocks_do(tmp_path):
+  """Documents of whole blocks, several numbers for a token."""
+  config = write_corpus(tmp_path, random_texts([7 * 16, 33 * 16, 5 * 16]))
+  corpus = sources.open_corpus(config)
+
+  def encode(index):
+    text = np.frombuffer(corpus.source.read(index), np.uint8)
+    return np.stack([text, np.arange(len(text))], 1).astype(np.int32)
+
+  lane, lanes = dealing.deal(
+    corpus, encode, seed=0, batch_size=3, length=32, align=16
+  )
+  assert lanes == 45 * 16 // 32 // 3 * 3
+  rows = [next(iter(lane(number)))['tokens'] for number in range(lanes)]
+  assert all(row.shape == (32, 2) and row[0, 1] % 16 == 0 for row in rows)
+  assert len({row.tobytes() for row in rows}) == lanes
 
 
 @pytest.mark.parametrize('sizes', [[5000, 7000], [300] * 200])

@@ -42,9 +42,8 @@ class _Dealing:
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     document = int(self._corpus.train[self.position(index)])
-    if document in self._corpus.copies:
-      return {'tokens': np.empty(0, np.int32)}
-    return {'tokens': self._encode(document)}
+    tokens = self._encode(document)
+    return {'tokens': tokens[:0] if document in self._corpus.copies else tokens}
 
   def position(self, place: int) -> int:
     """Returns which training document has a place of the order."""
@@ -59,19 +58,22 @@ class _Dealing:
 class _Stream:
   """Sequences of all documents joined, read round and round by each lane.
 
-  Sequence s is of lane s mod l. Lane i starts at token i n / l of n and goes on
-  from sequence to sequence, so that those of a batch never overlap.
+  Sequence s is of lane s mod l. Lane i starts at token i n / l of n, or at the
+  multiple of `align` before it, and goes on from sequence to sequence, so that
+  those of a batch never overlap.
   """
 
-  def __init__(self, tokens: np.ndarray, lanes: int, length: int):
+  def __init__(self, tokens: np.ndarray, lanes: int, length: int, align: int):
     self._tokens, self._lanes, self._length = tokens, lanes, length
+    self._align = align
 
   def __len__(self) -> int:
     return _ENDLESS
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     turn, lane = divmod(index, self._lanes)
-    start = lane * len(self._tokens) // self._lanes + turn * self._length
+    units = len(self._tokens) // self._align
+    start = lane * units // self._lanes * self._align + turn * self._length
     places = np.arange(start, start + self._length)
     return {'tokens': self._tokens.take(places, axis=0, mode='wrap')}
 
@@ -99,6 +101,7 @@ def deal(
   seed: int,
   batch_size: int,
   length: int,
+  align: int = 1,
 ) -> tuple[Lane, int]:
   """Returns the endless sequences of a lane by its number, and the lanes.
 
@@ -109,10 +112,12 @@ def deal(
 
   Args:
     corpus: Its training documents are read.
-    encode: Document index to tokens, int32 [n].
+    encode: Document index to tokens, int32 [n, ...].
     seed: Of the order of documents.
     batch_size: Rows of a batch; the lanes are a multiple of it.
     length: Tokens of a sequence.
+    align: Lanes start at multiples of it, which the length and the tokens of
+      every document are.
 
   Raises:
     ValueError: The documents do not fill the rows of one batch.
@@ -142,7 +147,7 @@ def deal(
       'more text, or lower either.'
     )
   lanes = min(lanes, len(tokens) // length // batch_size * batch_size)
-  sequences = grain.MapDataset.source(_Stream(tokens, lanes, length))
+  sequences = grain.MapDataset.source(_Stream(tokens, lanes, length, align))
 
   def pieces(number: int) -> grain.IterDataset:
     return sequences[number::lanes].to_iter_dataset(_READ)

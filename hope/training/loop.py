@@ -140,6 +140,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
     raise ValueError('sample.prompt is empty; give at least one letter.')
   heldout, bytes_per_token = data.eval_batches(), data.bytes_per_token
   train = data.train_iterator()
+  data_lib.join_states(multihost.gather(train.get_state()))  # all read the same
   check_workdir(files.workdir, config.to_dict())
   steps = config.train.steps
 

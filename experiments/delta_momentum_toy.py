@@ -17,7 +17,7 @@ import itertools
 import json
 import pathlib
 
-from absl import app, flags
+from absl import flags
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -142,11 +142,9 @@ def draw(file: pathlib.Path, found) -> None:
   plt.close(figure)
 
 
-def main(argv: list[str]) -> None:
+def main(options: flags.FlagValues) -> None:
   """Tunes both rules on every function; prints, writes and draws."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  workdir = pathlib.Path(flags.FLAGS.workdir)
+  workdir = pathlib.Path(options.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   table = rich.table.Table(
     title=f'median steps to stay within {CLOSE}, both tuned'
@@ -165,14 +163,22 @@ def main(argv: list[str]) -> None:
     best = ', '.join(f'{x:.3g}' for x in found['delta momentum'][1])
     table.add_row(*(f'{x:g}' for x in function), *reached.values(), best)
     results.append({'function': function, 'found': found})
+  (workdir / 'toy.json').write_text(json.dumps(results, indent=1))
   rich.console.Console().print(table)
   count = len(SETTINGS['momentum'])
   print(f'{count} settings of each rule. In {workdir}: toy.json, toy.png.')
-  (workdir / 'toy.json').write_text(json.dumps(results, indent=1))
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags."""
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    'Folder of toy.json and toy.png.',
+    required=True,
+    flag_values=values,
+  )
 
 
 if __name__ == '__main__':
-  flags.DEFINE_string(
-    'workdir', None, 'Folder of toy.json and toy.png.', required=True
-  )
-  command_line.run(main)
+  command_line.run(main, define_flags)

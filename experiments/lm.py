@@ -16,6 +16,7 @@ perplexity 18.68 and 14.39); batches of 0.5M tokens, length 4,096, vocabulary
 """
 
 from hope.config import base_config, parse_arg
+from hope.fields import Field
 
 # Tokens of a run, by preset.
 BUDGET = {'760m': 30e9, '1.3b': 100e9}
@@ -27,8 +28,8 @@ def get_config(arg: str = ''):
     arg,
     size='760m',
     mixer='titans',
-    seq_len=4096,
-    tokens=2**19,
+    seq_len=Field(4096, 'Of a sequence.', minimum=1),
+    tokens=Field(2**19, 'Of a batch.', minimum=1),
     source='text:data/*.txt',
     data=0,
     fsdp=1,

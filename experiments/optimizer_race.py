@@ -19,7 +19,7 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ def _mean_loss(logits, labels):
 def _idx(folder: pathlib.Path, name: str, skip: int) -> np.ndarray:
   file = folder / name
   if not file.exists():
-    raise app.UsageError(
+    raise ValueError(
       f'{file} is missing: install the Debian package dataset-fashion-mnist, '
       'or name the folder of its four files by --images.'
     )
@@ -298,11 +298,9 @@ def sweep(run, middle: float, other: float) -> tuple[float, dict[str, float]]:
   return middle * _GRID**best, losses
 
 
-def main(argv: list[str]) -> None:
+def main(options: flags.FlagValues) -> None:
   """Sweeps, runs, prints, writes and draws."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  begin, options = time.time(), flags.FLAGS
+  begin = time.time()
   if options.task == 'vit':
     task = vit(pathlib.Path(options.images))
   else:
@@ -376,16 +374,31 @@ def draw(file: pathlib.Path, results: dict[str, Any]) -> None:
   plt.close(figure)
 
 
-if __name__ == '__main__':
-  flags.DEFINE_enum('task', 'vit', ('vit', 'lm'), 'What is learned.')
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags."""
+  flags.DEFINE_enum(
+    'task', 'vit', ('vit', 'lm'), 'What is learned.', flag_values=values
+  )
   flags.DEFINE_string(
-    'workdir', None, 'Folder of race.json and race.png.', required=True
+    'workdir',
+    None,
+    'Folder of race.json and race.png.',
+    required=True,
+    flag_values=values,
   )
   flags.DEFINE_string(
     'images',
     '/usr/share/datasets/fashion-mnist',
     "Folder of Fashion-MNIST's four .gz files.",
+    flag_values=values,
   )
-  flags.DEFINE_integer('steps', 300, 'Of each run.', lower_bound=10)
-  flags.DEFINE_integer('seeds', 3, 'Runs of each.', lower_bound=1)
-  command_line.run(main)
+  flags.DEFINE_integer(
+    'steps', 300, 'Of each run.', lower_bound=10, flag_values=values
+  )
+  flags.DEFINE_integer(
+    'seeds', 3, 'Runs of each.', lower_bound=1, flag_values=values
+  )
+
+
+if __name__ == '__main__':
+  command_line.run(main, define_flags)

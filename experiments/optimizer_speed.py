@@ -14,7 +14,7 @@ import statistics
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 import jax
 import jax.numpy as jnp
 import optax
@@ -123,11 +123,10 @@ def measure(
   return times, memory
 
 
-def main(argv: list[str]) -> None:
+def main(options: flags.FlagValues) -> None:
   """Times all groups, one after the other; prints and writes."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown arguments: {argv[1:]}')
-  options = flags.FLAGS
+  workdir = pathlib.Path(options.workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
   params = parameters(options.layers, options.width)
   size = sum(x.size for x in jax.tree.leaves(params))
   print(
@@ -143,7 +142,7 @@ def main(argv: list[str]) -> None:
   if options.only:
     known = [name for group in chosen for name in group]
     if unknown := set(options.only) - set(known):
-      raise app.UsageError(f'--only: {unknown}; choose from {known}')
+      raise ValueError(f'--only: {unknown}; choose from {known}')
     keep = lambda group: {k: v for k, v in group.items() if k in options.only}
     chosen = tuple(group for group in map(keep, chosen) if group)
 
@@ -173,25 +172,36 @@ def main(argv: list[str]) -> None:
         'ratio': ratio,
         'of': first,
       }
-  rich.console.Console(width=110).print(table)
-  workdir = pathlib.Path(options.workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
   (workdir / 'speed.json').write_text(json.dumps(result, indent=1))
+  rich.console.Console(width=110).print(table)
   print(
     f'State is in trees of the size of the parameters. In {workdir}: '
     'speed.json.'
   )
 
 
-if __name__ == '__main__':
-  flags.DEFINE_string('workdir', None, 'Folder of speed.json.', required=True)
-  flags.DEFINE_integer('layers', 24, 'Layers.', lower_bound=1)
-  flags.DEFINE_integer('width', 512, 'Width.', lower_bound=8)
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags."""
+  flags.DEFINE_string(
+    'workdir', None, 'Folder of speed.json.', required=True, flag_values=values
+  )
+  flags.DEFINE_integer(
+    'layers', 24, 'Layers.', lower_bound=1, flag_values=values
+  )
+  flags.DEFINE_integer(
+    'width', 512, 'Width.', lower_bound=8, flag_values=values
+  )
   flags.DEFINE_integer(
     'windows',
     3,
     'Windows that are timed, after one that is not.',
     lower_bound=1,
+    flag_values=values,
   )
-  flags.DEFINE_list('only', None, 'Names to time. None: all.')
-  command_line.run(main)
+  flags.DEFINE_list(
+    'only', None, 'Names to time. None: all.', flag_values=values
+  )
+
+
+if __name__ == '__main__':
+  command_line.run(main, define_flags)

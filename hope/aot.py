@@ -20,17 +20,17 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 import rich.box
 import rich.console
 import rich.table
 
-from hope import command_line
+from hope import command_line, errors
 from hope.roofline import GIB, Chip, executed_flops
 from hope.topologies import one_line, open_topology, set_environment
 
 _DAY = 86_400  # seconds
+_VOCAB_SIZE = 257  # tokens of the byte tokenizer
 
 
 class Report(NamedTuple):
@@ -64,7 +64,7 @@ class Report(NamedTuple):
   days: float
 
 
-class DoesNotCompileError(Exception):
+class DoesNotCompileError(errors.ExplainedError):
   """The compiler refused a program; the message is one line."""
 
 
@@ -105,7 +105,9 @@ def compile_step(config: Any, devices: Sequence[Any], chip: Chip) -> Report:
   try:
     compiled = traced.lower().compile()
   except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-    raise DoesNotCompileError(one_line(error)) from None
+    raise DoesNotCompileError(
+      f'it does not compile: {one_line(error)}'
+    ) from None
   seconds = time.perf_counter() - begin
   memory: Any = compiled.memory_analysis()
   program = Program(compiled.as_text() or '')
@@ -262,7 +264,7 @@ def search(
   """
   from hope.config import resolve
 
-  vocab_size = config.model.vocab_size or 257
+  vocab_size = config.model.vocab_size or _VOCAB_SIZE
   found: list[tuple[Report, dict[str, Any]]] = []  # what fits
 
   def attempt(fields: dict[str, Any]) -> None:
@@ -304,45 +306,66 @@ def search(
   return best()
 
 
-def _define_flags() -> None:
-  config_flags.DEFINE_config_file(
-    'config', None, 'Experiment file.', lock_config=True
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags."""
+  command_line.define_config(values)
+  flags.DEFINE_string(
+    'topology',
+    None,
+    'As in v5e:16x16, v5p:4x4x4 or h100:8.',
+    required=True,
+    flag_values=values,
   )
-  flags.DEFINE_string('topology', None, 'As in v5e:16x16, v5p:4x4x4 or h100:8.')
-  flags.DEFINE_string('gpu_target', '', 'Of h100: its target_config, a file.')
-  flags.DEFINE_bool('fast', False, 'Only whether it compiles, in seconds.')
-  flags.DEFINE_bool('search', False, 'Look for the fastest mesh that fits.')
-  flags.DEFINE_integer('tries', 8, 'Programs of a search.', lower_bound=1)
-  flags.DEFINE_float('spare', 0.2, 'Share of the memory to stay free.')
-  flags.DEFINE_string('json', None, 'File to write the result to as well.')
-  flags.mark_flags_as_required(['config', 'topology'])
+  flags.DEFINE_string(
+    'gpu_target',
+    '',
+    'Of h100: its target_config, a file.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'fast',
+    False,
+    'Only whether it compiles, in seconds.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'search',
+    False,
+    'Look for the fastest mesh that fits.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    'tries', 8, 'Programs of a search.', lower_bound=1, flag_values=values
+  )
+  flags.DEFINE_float(
+    'spare',
+    0.2,
+    'Share of the memory to stay free.',
+    lower_bound=0,
+    upper_bound=1,
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'json', None, 'File to write the result to as well.', flag_values=values
+  )
 
 
-def main(argv: Sequence[str]) -> None:
+def main(values: flags.FlagValues) -> None:
   """Compiles what the flags say and prints it."""
-  if len(argv) > 1:
-    raise app.UsageError(f'Not a flag: {argv[1]!r}.')
-  values = flags.FLAGS
   import jax
 
-  from hope.config import resolve
+  from hope.config import check, resolve
 
   if values.fast:
     jax.config.update('jax_optimization_level', 'O0')
-  try:
-    chip, devices = open_topology(values.topology, values.gpu_target)
-    config, found = values.config, {}
-    if values.search:
-      result, found = search(config, devices, chip, values.tries, values.spare)
-    else:
-      config = resolve(config, config.model.vocab_size or 257)
-      result = compile_step(config, devices, chip)
-  except ValueError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
-  except DoesNotCompileError as error:
-    print(f'error: it does not compile: {error}', file=sys.stderr)
-    sys.exit(1)
+  config, found = values.config, {}
+  vocab_size = check(config).model.vocab_size or _VOCAB_SIZE
+  resolved = resolve(config, vocab_size)
+  chip, devices = open_topology(values.topology, values.gpu_target)
+  if values.search:
+    result, found = search(config, devices, chip, values.tries, values.spare)
+  else:
+    result = compile_step(resolved, devices, chip)
   if values.json:
     pathlib.Path(values.json).write_text(json.dumps(result._asdict()) + '\n')
   if values.fast:
@@ -368,5 +391,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   set_environment()  # a configuration imports jax
-  _define_flags()
-  command_line.run(main)
+  command_line.run(main, define_flags)

@@ -1,31 +1,120 @@
-"""Starting a program whose flags hold a configuration."""
+"""Starting a program: its flags, what it prints, how it ends.
+
+A program is a function of its flags and a function that defines these. Flags
+are defined when a program starts, not when it is imported: several have one of
+the same name.
+"""
 
 from collections.abc import Callable, Sequence
-import functools
+import io
 import os
+import re
 import sys
+import traceback
+from typing import Any
 
 from absl import app, flags
+import ml_collections
+from ml_collections import config_flags
+
+from hope import errors
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-  """Reads the flags; a mistake in one is said in a line and exits with 2."""
+def define_config(values: flags.FlagValues) -> None:
+  """Defines `--config`, which must be given, and the flags of its fields."""
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Experiment file, with arguments after a colon.',
+    flag_values=values,
+    lock_config=True,
+  )
+  flags.mark_flag_as_required('config', flag_values=values)
+
+
+def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+  """Reads flags.
+
+  Args:
+    values: the flags, defined.
+    argv: the name of the program and its arguments.
+
+  Raises:
+    ValueError: for a mistake in one, or an argument that is no flag.
+  """
   try:
-    return flags.FLAGS(argv)
-  except (
-    flags.Error,
-    KeyError,
-    AttributeError,
-    TypeError,
-    ValueError,
-  ) as error:
-    reason = error.args[0] if error.args else error
-    print(f'error: {reason}', file=sys.stderr)
-    print(f'{argv[0]} --help lists the flags.', file=sys.stderr)
-    sys.exit(2)
-  except OSError as error:  # the experiment file
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+    _, *others = values(argv)
+    if 'config' in values:
+      _check_experiment(values['config'].value)
+  except Exception as error:  # an experiment file may raise whatever
+    raise ValueError(_reason(error)) from error
+  if others:
+    raise ValueError(f'{others[0]!r} is not a flag; flags begin with --.')
+
+
+def _check_experiment(config: Any) -> None:
+  """Raises an error if an experiment file gave no configuration."""
+  if not isinstance(config, ml_collections.ConfigDict):
+    getattr(config, 'keys', None)  # raises why the file cannot be read
+    raise ValueError('--config: get_config() must return a ConfigDict.')
+
+
+def _place(error: BaseException) -> str:
+  """Where in an experiment file an error was raised; '' if in none."""
+  places = [
+    f'{frame.filename}:{frame.lineno}'
+    for frame in traceback.extract_tb(error.__traceback__)
+    if frame.name in ('get_config', '<module>')
+  ]
+  return places[-1] if places else ''
+
+
+def _reason(error: BaseException) -> str:
+  """Why flags cannot be read, in a line.
+
+  An error of an experiment file comes wrapped, with its traceback as text.
+  """
+  text = str(error.args[0] if error.args else error)
+  cause: BaseException | None = error
+  while cause is not None:
+    if (place := _place(cause)) and not isinstance(cause, OSError):
+      kind = '' if isinstance(cause, ValueError) else type(cause).__name__
+      text = f'{place}: {kind}{": " if kind else ""}{cause}'
+      break
+    hidden = cause.__suppress_context__
+    cause = cause.__cause__ or (None if hidden else cause.__context__)
+  # ml_collections lists all fields of a configuration.
+  text = re.sub(r'Other fields present: "\{.*\}"', '', text, flags=re.DOTALL)
+  return ' '.join(text.split())
+
+
+class _Output(io.FileIO):
+  """The standard output, which may be closed: then all goes nowhere.
+
+  Whoever reads what a run prints may go away, as in `| head -1`. The run must
+  not end for that.
+  """
+
+  def write(self, data) -> int | None:
+    try:
+      return super().write(data)
+    except BrokenPipeError:
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, self.fileno())
+      os.close(nowhere)
+      return super().write(data)
+
+
+def _open_output() -> None:
+  """Prints what the terminal's encoding lacks as '?', and to closed pipes."""
+  if sys.stdout is None:  # closed before the start
+    return
+  sys.stdout = io.TextIOWrapper(
+    io.BufferedWriter(_Output(sys.stdout.fileno(), 'w', closefd=False)),
+    encoding=sys.stdout.encoding,
+    errors='replace',
+    line_buffering=sys.stdout.line_buffering,
+  )
 
 
 def _use_huge_pages() -> None:
@@ -40,15 +129,39 @@ def _use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _start(main: Callable[[list[str]], None], argv: list[str]) -> None:
-  """Runs main; what it compiles is kept for the next start."""
-  from hope import compilation_cache  # after the flags, as jax is slow
+def run(
+  main: Callable[[flags.FlagValues], Any],
+  define_flags: Callable[[flags.FlagValues], None],
+) -> None:
+  """Runs a program and ends the process.
 
-  compilation_cache.use()
-  main(argv)
+  What the user can mend is one line on the standard error and exit code 2. What
+  is compiled is kept for the next start.
 
-
-def run(main: Callable[[list[str]], None]) -> None:
-  """Runs main with the arguments that are no flags."""
+  Args:
+    main: the program, given its flags.
+    define_flags: defines them in what it is given.
+  """
   _use_huge_pages()
-  app.run(functools.partial(_start, main), flags_parser=_parse)
+  _open_output()
+  define_flags(flags.FLAGS)
+
+  def read(argv: Sequence[str]) -> flags.FlagValues:
+    try:
+      parse(flags.FLAGS, argv)
+    except ValueError as error:
+      errors.say(error)
+      print(f'{argv[0]} --help lists the flags.', file=sys.stderr)
+      sys.exit(errors.MISUSED)
+    return flags.FLAGS
+
+  def act(values: flags.FlagValues) -> None:
+    from hope import compilation_cache  # after the flags, as jax is slow
+
+    try:
+      compilation_cache.use()
+      main(values)
+    except Exception as error:
+      sys.exit(errors.report(error))
+
+  app.run(act, flags_parser=read)

@@ -7,10 +7,12 @@ fields are in `hope.settings`. They can be overridden on the command line:
   python -m hope.main --config=experiments/smoke.py --config.train.steps=50
 """
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
-from hope.fields import nearest
+from hope.fields import Field, nearest, shown
 from hope.memory.stream import check_kernel
 from hope.model import PRESETS
 from hope.parallel.mesh import check_sizes
@@ -39,26 +41,31 @@ def base_config() -> ml_collections.ConfigDict:
   return config
 
 
-def parse_arg(arg: str, **defaults) -> ml_collections.ConfigDict:
+def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
   """Reads the part of `--config=file.py:a=1,b=x` that follows the colon.
 
   Args:
     arg: comma-separated `name=value` pairs.
     **defaults: the names allowed, with their defaults; a value is read as the
-      type of its default.
+      type of its default. A `Field` has a default and bounds.
 
   Raises:
-    ValueError: for a name that has no default or a value of another type.
+    ValueError: for a name that has no default or a value of another type, or
+      out of bounds.
   """
-  values = ml_collections.ConfigDict(defaults)
+  allowed = {
+    name: x if isinstance(x, Field) else Field(x, '')
+    for name, x in defaults.items()
+  }
+  values = {name: field.default for name, field in allowed.items()}
   for pair in filter(None, arg.split(',')):
     name, _, text = pair.partition('=')
-    if name not in defaults:
+    if name not in allowed:
       raise ValueError(
-        f'{name!r} is not an argument of this config; allowed: '
-        f'{", ".join(sorted(defaults))}.'
+        f'{shown(name)} is not an argument of this config; allowed: '
+        f'{", ".join(sorted(allowed))}.{nearest(name, allowed)}'
       )
-    kind = type(defaults[name])
+    kind = allowed[name].kind
     try:
       values[name] = (
         {'true': True, 'false': False}[text.lower()]
@@ -67,9 +74,10 @@ def parse_arg(arg: str, **defaults) -> ml_collections.ConfigDict:
       )
     except (KeyError, ValueError):
       raise ValueError(
-        f'{pair!r}: {name} must be of type {kind.__name__}.'
+        f'{shown(pair)}: {name} must be of type {kind.__name__}.'
       ) from None
-  return values
+    allowed[name].check(name, values[name])
+  return ml_collections.ConfigDict(values)
 
 
 def check_fields(config: ml_collections.ConfigDict) -> None:
@@ -96,7 +104,7 @@ def check_fields(config: ml_collections.ConfigDict) -> None:
     FIELDS[path].check(path, value)
 
 
-def _flat(config, prefix: str = '') -> dict[str, object]:
+def _flat(config, prefix: str = '') -> dict[str, Any]:
   """The values of a configuration by their paths."""
   found = {}
   for name, value in config.items():

@@ -7,9 +7,8 @@ into decoding: O(1) work per token for Hope, whatever was read before.
 """
 
 import json
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 import ml_collections
 
 from hope import command_line, sampling
@@ -20,16 +19,26 @@ from hope.training import step as step_lib
 from hope.training.checkpoint import open_checkpoints
 from hope.training.mirror import Mirror
 
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Directory of a run.', required=True
-)
-_PROMPT = flags.DEFINE_string('prompt', 'def ', 'Text to go on from.')
-_TOKENS = flags.DEFINE_integer('tokens', 200, 'Tokens to generate.')
-_TEMPERATURE = flags.DEFINE_float(
-  'temperature', 0.8, 'Of the softmax; 0 takes the most likely token.'
-)
-_TOP_K = flags.DEFINE_integer('top_k', 40, 'Candidates per token; 0: all.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the sampling.')
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags."""
+  flags.DEFINE_string(
+    'workdir', None, 'Directory of a run.', required=True, flag_values=values
+  )
+  flags.DEFINE_string(
+    'prompt', 'def ', 'Text to go on from.', flag_values=values
+  )
+  flags.DEFINE_integer('tokens', 200, 'Tokens to draw.', flag_values=values)
+  flags.DEFINE_float(
+    'temperature',
+    0.8,
+    'Of the softmax; 0 takes the most likely token.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    'top_k', 40, 'Candidates per token; 0: all.', flag_values=values
+  )
+  flags.DEFINE_integer('seed', 0, 'Of the sampling.', flag_values=values)
 
 
 def load(workdir: str):
@@ -49,8 +58,11 @@ def load(workdir: str):
       f'{folder} holds no run: there is no config.json. Train one with '
       f'python -m hope.main --config=experiments/smoke.py --workdir={workdir}'
     )
-  config = ml_collections.ConfigDict(json.loads(path.read_text()))
-  check_fields(config)
+  try:
+    config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    check_fields(config)
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ValueError(f'{path}: {error}') from None
   config.model.titans.kernel = 'xla'  # the fingerprint is of other fields
   config = ml_collections.FrozenConfigDict(config)
   tokenizer = tokenization.open_tokenizer(config, str(files.local))
@@ -62,28 +74,19 @@ def load(workdir: str):
   return config, tokenizer, graph, restored.state.params
 
 
-def main(argv):
+def main(values: flags.FlagValues) -> None:
   """Prints the prompt and what follows it."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unknown arguments: {argv[1:]}')
   logging.set_verbosity(logging.WARNING)
-  try:
-    _, tokenizer, graph, params = load(_WORKDIR.value)
-    text = sampling.continue_text(
-      tokenizer,
-      graph,
-      params,
-      _PROMPT.value,
-      _TOKENS.value,
-      temperature=_TEMPERATURE.value,
-      top_k=_TOP_K.value,
-      seed=_SEED.value,
-    )
-  except ValueError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+  options = {
+    name: getattr(values, name) for name in ('temperature', 'top_k', 'seed')
+  }
+  sampling.check_options(tokens=values.tokens, **options)
+  _, tokenizer, graph, params = load(values.workdir)
+  text = sampling.continue_text(
+    tokenizer, graph, params, values.prompt, values.tokens, **options
+  )
   print(text)
 
 
 if __name__ == '__main__':
-  command_line.run(main)
+  command_line.run(main, define_flags)

@@ -103,15 +103,17 @@ class Hope(nnx.Module):
     graph, params = nnx.split(self.blocks)
     return jax.vmap(lambda p: nnx.merge(graph, p).init_state(batch))(params)
 
-  def __call__(self, tokens: jax.Array, state=None):
+  def __call__(self, tokens: jax.Array, state=None, *, last_only: bool = False):
     """Predicts the next token at every place.
 
     Args:
       tokens: int32 [b, t].
       state: what the piece before left; None: the sequence starts here.
+      last_only: predict after the last token alone: t logits of a large
+        vocabulary need more memory than all else that reads a prompt.
 
     Returns:
-      (logits, state), logits float32 [b, t, v].
+      (logits, state), logits float32 [b, t, v], or [b, 1, v] of the last.
     """
     embed_graph, table = nnx.split(self.embed)
     table = rules.gather(nnx.to_pure_dict(table), 'embed', self.dtype)
@@ -131,6 +133,8 @@ class Hope(nnx.Module):
       rules.constrain(embed(tokens), 'tokens'),
       (nnx.to_pure_dict(params), probes, state),
     )
+    if last_only:
+      x = x[:, -1:]
     x = self.norm(x) * (self.embed.embedding.shape[-1] ** -0.5)
     # Sums are of at least float32 and stay so: logits that are rounded to
     # bfloat16 would tie.

@@ -9,30 +9,69 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope.data.tokenization import Tokenizer
+from hope.settings import FIELDS
+
+# A lower temperature is 0: logits over it are not finite.
+_COLDEST = float(jnp.finfo(jnp.float32).tiny)
+
+
+def check_options(
+  *, tokens: int, temperature: float, top_k: int, seed: int
+) -> None:
+  """Raises ValueError for options of `generate` that are out of range."""
+  FIELDS['sample.tokens'].check('tokens', tokens)
+  FIELDS['sample.temperature'].check('temperature', temperature)
+  FIELDS['sample.top_k'].check('top_k', top_k)
+  FIELDS['seed'].check('seed', seed)
 
 
 def sample(
-  logits: jax.Array, key: jax.Array, temperature: float, top_k: int
+  logits: jax.Array,
+  key: jax.Array,
+  temperature: jax.Array | float,
+  top_k: jax.Array | int,
 ) -> jax.Array:
-  """Draws a token from logits [b, v]; returns int32 [b]."""
-  if temperature == 0:
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  if 0 < top_k < logits.shape[-1]:
-    least = jax.lax.top_k(logits, top_k)[0][..., -1:]
-    logits = jnp.where(logits < least, -jnp.inf, logits)
-  return jax.random.categorical(key, logits / temperature).astype(jnp.int32)
+  """Draws a token from logits [b, v]; returns int32 [b].
+
+  Temperature and top_k are values: none of them needs a compilation.
+
+  Args:
+    logits: [b, v].
+    key: of jax.random.
+    temperature: finite, not negative; 0, or less than float32 can divide by,
+      takes the most likely token.
+    top_k: number of candidates, ties with the last of them included; 0: all.
+  """
+  v = logits.shape[-1]
+  last = jnp.where(top_k > 0, jnp.minimum(top_k, v), v) - 1
+  least = jnp.take(jnp.sort(logits, descending=True), last, axis=-1)
+  candidates = jnp.where(logits < least[..., None], -jnp.inf, logits)
+  # The largest is 0 at any temperature; the others may overflow to -inf.
+  candidates -= candidates.max(axis=-1, keepdims=True)
+  drawn = jax.random.categorical(
+    key, candidates / jnp.maximum(temperature, _COLDEST)
+  )
+  greedy = jnp.argmax(logits, axis=-1)
+  return jnp.where(temperature < _COLDEST, greedy, drawn).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def prefill(graph: nnx.GraphDef, params: Any, prompt: jax.Array):
   """Reads prompts int32 [b, t]; returns (logits of the next token, state)."""
-  logits, state = nnx.merge(graph, params)(prompt)
+  logits, state = nnx.merge(graph, params)(prompt, last_only=True)
   return logits[:, -1], state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
+@functools.partial(jax.jit, static_argnums=(0, 5))
 def decode(
-  graph, params, logits, state, key, tokens: int, temperature: float, top_k: int
+  graph: nnx.GraphDef,
+  params: Any,
+  logits: jax.Array,
+  state: Any,
+  key: jax.Array,
+  tokens: int,
+  temperature: jax.Array | float,
+  top_k: jax.Array | int,
 ):
   """Draws `tokens` tokens, one by one.
 
@@ -78,14 +117,18 @@ def generate(
     int32 [b, tokens].
 
   Raises:
-    ValueError: for an empty prompt or settings out of range.
+    ValueError: for an empty prompt, a token outside the vocabulary, or options
+      out of range.
   """
+  check_options(tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
   if prompt.shape[1] == 0:
     raise ValueError('The prompt is empty; give at least one token.')
-  if tokens < 1 or temperature < 0 or top_k < 0:
+  vocab_size = params['embed']['embedding'].shape[0]
+  outside = prompt[(prompt < 0) | (prompt >= vocab_size)]
+  if outside.size:
     raise ValueError(
-      f'tokens={tokens}, temperature={temperature}, top_k={top_k}: tokens must '
-      'be at least 1, the others must not be negative.'
+      f'The prompt has the token {outside[0]}, which is outside the vocabulary '
+      f'of {vocab_size}; give tokens from 0 to {vocab_size - 1}.'
     )
   logits, state = prefill(graph, params, prompt)
   drawn, _, _ = decode(
@@ -110,6 +153,7 @@ def continue_text(
   **options: Any,
 ) -> str:
   """The prompt and what follows it; options are those of `generate`."""
+  FIELDS['sample.prompt'].check('prompt', prompt)
   start = tokenizer.encode(prompt)
   new = generate(graph, params, start[None], tokens, **options)
   return tokenizer.decode(np.concatenate([start, new[0]]))

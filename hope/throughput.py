@@ -7,7 +7,7 @@ Tokens are random, so no corpus is needed. The last line of the output is the
 result as JSON.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import functools
 import json
 import pathlib
@@ -17,19 +17,18 @@ import sys
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import ml_collections
-from ml_collections import config_flags
 import numpy as np
 import rich.box
 import rich.console
 import rich.table
 
-from hope import command_line, compilation_cache
+from hope import command_line, compilation_cache, errors
 from hope.config import resolve
 from hope.hlo import Program, program_bytes
 from hope.parallel import devices
@@ -164,7 +163,7 @@ def time_steps(
 
   Raises:
     ValueError: if steps is below 1.
-    RuntimeError: if a step was not finite and so did not update.
+    ExplainedError: if a step was not finite and so did not update.
   """
   _check_steps(steps)
   shape = (config.data.batch_size, config.data.seq_len)
@@ -197,7 +196,7 @@ def time_steps(
     jax.block_until_ready((state, metrics))
     times.append(time.perf_counter() - begin)
   if not state.healthy:
-    raise RuntimeError(
+    raise errors.ExplainedError(
       'A training step was not finite, so steps after it updated nothing; '
       'lower optimizer.learning_rate.'
     )
@@ -367,31 +366,31 @@ def report(result: dict[str, Any]) -> None:
   print(json.dumps(result), flush=True)
 
 
-def _define_flags() -> None:
-  """Defines the flags: when run, not when imported, as hope.main has some."""
-  config_flags.DEFINE_config_file(
-    'config', None, 'Experiment file.', lock_config=True
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags."""
+  command_line.define_config(values)
+  flags.DEFINE_integer(
+    'steps', 5, 'Training steps, or decodings, timed.', flag_values=values
   )
-  flags.DEFINE_integer('steps', 5, 'Training steps, or decodings, timed.')
-  flags.DEFINE_string('json', None, 'File to write the result to as well.')
-  flags.DEFINE_bool('decode', False, 'Time decoding rather than training.')
-  flags.mark_flag_as_required('config')
+  flags.DEFINE_string(
+    'json', None, 'File to write the result to as well.', flag_values=values
+  )
+  flags.DEFINE_bool(
+    'decode', False, 'Time decoding rather than training.', flag_values=values
+  )
 
 
-def main(argv: Sequence[str]) -> None:
-  """Measures what the flags say and prints it."""
-  if len(argv) > 1:
-    raise app.UsageError(f'Not a flag: {argv[1]!r}.')
-  values = flags.FLAGS
+def main(values: flags.FlagValues) -> None:
+  """Measures what the flags say, keeps it and prints it."""
   devices.use_all_cores()
   config = resolve(values.config, _VOCAB_SIZE)
+  devices.check_memory(config)
   run = measure_decode if values.decode else measure
   result = run(config, values.steps)
-  report(result)
   if values.json:
     pathlib.Path(values.json).write_text(json.dumps(result) + '\n')
+  report(result)
 
 
 if __name__ == '__main__':
-  _define_flags()
-  command_line.run(main)
+  command_line.run(main, define_flags)

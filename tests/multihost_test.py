@@ -37,10 +37,8 @@ def faulty(self):
       os.kill(os.getpid(), getattr(signal, fault))
   return read(self)
 pipeline.BatchIterator.__next__ = faulty
-from absl import flags
 from hope import command_line, main
-flags.mark_flag_as_required('config')
-command_line.run(main.main)
+command_line.run(main.main, main.define_flags)
 """
 AXES = ('data', 'fsdp', 'seq', 'tensor')
 TITANS = '--config.model.mixer=titans'

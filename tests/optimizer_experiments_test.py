@@ -1,6 +1,5 @@
 """What the experiments with optimizers count and compare."""
 
-from absl import app
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +63,7 @@ def test_matched_updates_have_one_norm(name):
 
 
 def test_missing_images_are_named(tmp_path):
-  with pytest.raises(app.UsageError, match='dataset-fashion-mnist'):
+  with pytest.raises(ValueError, match='dataset-fashion-mnist'):
     race.vit(tmp_path)
 
 

@@ -39,10 +39,8 @@ pipeline.BatchIterator.__next__ = slowly
 index = os.environ.get('WORKER_INDEX')
 address = f'--distributed=127.0.0.1:{PORT},4,{index}'
 sys.argv = [address if x == '--distributed=auto' else x for x in sys.argv]
-from absl import flags
 from hope import command_line, main
-flags.mark_flag_as_required('config')
-command_line.run(main.main)
+command_line.run(main.main, main.define_flags)
 """
 ENVIRONMENT = {
   'JAX_PLATFORMS': 'cpu',

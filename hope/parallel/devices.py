@@ -9,8 +9,10 @@ import os
 
 import jax
 from jax.sharding import Mesh
+import ml_collections
 
 _DAY = 86_400  # seconds
+_GIB = 2**30
 
 
 def num_cores() -> int:
@@ -49,3 +51,57 @@ def compiler_options(mesh: Mesh) -> dict[str, bool | int | str]:
     # are threads, none of which can die alone.
     options['xla_cpu_collective_call_terminate_timeout_seconds'] = _DAY
   return options
+
+
+def memory_bytes() -> int:
+  """Memory of the devices of all processes, as far as it is known; else 0.
+
+  CPUs of one process share the machine's. Processes are taken to have alike.
+  """
+  devices = jax.local_devices()
+  limits = [(x.memory_stats() or {}).get('bytes_limit', 0) for x in devices]
+  here = sum(limits)
+  if devices[0].platform == 'cpu' and 'SC_PHYS_PAGES' in os.sysconf_names:
+    here = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  return here * jax.process_count()
+
+
+def least_bytes(config: ml_collections.ConfigDict) -> int:
+  """Memory that training needs at the least, by counts that are no estimate.
+
+  Parameters with their gradients, the batch (inputs, targets and weights), and
+  of one micro-batch the residual stream and the logits.
+
+  Args:
+    config: of `hope.config.check`.
+  """
+  model, data = config.model, config.data
+  hidden = int(model.width * model.cms.hidden_multiple)
+  levels = len(model.cms.periods)
+  parameters = model.num_layers * 2 * model.width * hidden * levels
+  parameters += model.width * (model.vocab_size or 1)
+  tokens = data.batch_size * data.seq_len
+  kept = tokens // config.train.accumulate
+  kept *= model.width + (model.vocab_size or 1)
+  operand = 2 if model.dtype == 'bfloat16' else 4
+  return 8 * parameters + 12 * tokens + operand * kept
+
+
+def check_memory(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError if a run cannot fit in the devices' memory.
+
+  A batch of a billion rows would keep a machine deaf for minutes, before
+  anything is compiled.
+
+  Args:
+    config: of `hope.config.check`.
+  """
+  needed, there = least_bytes(config), memory_bytes()
+  if there and needed > there:
+    raise ValueError(
+      f'data.batch_size={config.data.batch_size} x data.seq_len='
+      f'{config.data.seq_len} tokens of a model with model.num_layers='
+      f'{config.model.num_layers} and model.width={config.model.width} need '
+      f'more than {needed / _GIB:,.0f} GiB, and the devices have '
+      f'{there / _GIB:,.0f} GiB; give smaller ones.'
+    )

@@ -17,10 +17,11 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from hope import errors
+
 # Exit codes of a process; launchers start again after the last three.
 DONE = 0
-FAILED = 1  # the run cannot go on: a loss that is not finite, a bug
-MISUSED = 2  # something that the user can mend
+FAILED, MISUSED = errors.FAILED, errors.MISUSED
 PREEMPTED = 42  # told to stop; everything is saved
 BROKEN = 75  # another process, a device or the network failed
 STUCK = 83  # nothing happened for too long
@@ -198,28 +199,27 @@ def fail(error: BaseException) -> NoReturn:
   One of several leaves at once: it must not wait for the others, which may be
   waiting for it.
 
-  Args:
-    error: with `explained = True` its text says all, without a traceback.
+  What is said, and the code of what the user can mend, are as in
+  `hope.errors`. In training few errors are the user's to mend: there a
+  `ValueError` is a bug, and most of an `OSError`'s reasons are the network's.
   """
-  explained = getattr(error, 'explained', False)
   training = getattr(error, 'in_training', False)
   mended = getattr(error, 'errno', None) in _MENDED
+  code = errors.exit_code(error)
+  said = code is not None
   if _is_broken(error):
-    code = BROKEN
+    code, said = BROKEN, isinstance(error, errors.ExplainedError)
   elif isinstance(error, OSError) and training and not mended:
-    code = BROKEN
-  elif isinstance(error, OSError) or (
-    isinstance(error, ValueError) and not training
-  ):
-    code, explained = MISUSED, True
-  else:
-    code = FAILED
-  if explained:
-    print(f'error: {error}', file=sys.stderr)
+    code, said = BROKEN, False
+  elif isinstance(error, ValueError) and training:
+    code, said = FAILED, False
+  if said:
+    errors.say(error)
   else:
     traceback.print_exception(error)
   sys.stdout.flush()
   sys.stderr.flush()
+  code = FAILED if code is None else code
   if jax.distributed.is_initialized():
     os._exit(code)
   sys.exit(code)

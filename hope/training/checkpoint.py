@@ -28,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from hope import errors
 from hope.training import manifest
 from hope.training import workdir as workdir_lib
 
@@ -50,7 +51,7 @@ class Restored(NamedTuple):
   extra: dict[str, Any] | None
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(errors.MendableError):
   """No checkpoint of a directory that holds some can be read."""
 
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from hope import config as config_lib
 from hope import data as data_lib
-from hope import sampling
+from hope import errors, sampling
 from hope.evaluation import yardsticks
+from hope.parallel import devices, multihost
 from hope.parallel import mesh as mesh_lib
-from hope.parallel import multihost
 from hope.training import step as step_lib
 from hope.training.checkpoint import open_checkpoints
 from hope.training.curves import draw_curves, draw_memories
@@ -26,10 +26,8 @@ from hope.training.progress import Progress
 from hope.training.workdir import check_workdir
 
 
-class NonFiniteLossError(RuntimeError):
-  """The loss or its gradient stopped being a number."""
-
-  explained = True
+class NonFiniteLossError(errors.ExplainedError):
+  """The loss, its gradient or the update stopped being a number."""
 
 
 # Training bytes that are counted for a yardstick: some seconds' work, while the
@@ -99,9 +97,13 @@ def _refuse(files: Mirror, step: int, batch, metrics) -> None:
     key = max(norms, key=lambda k: norms[k] if norms[k] < np.inf else np.inf)
     name, _, layer = key.split('/')
     grown = f' The largest memory is {name} of {layer}: norm {norms[key]:.3g}.'
+  values = [float(metrics[name]) for name in ('loss', 'gradient_norm')]
+  update = ''
+  if np.isfinite(values).all():
+    update = ', but what it would update to is not finite'
   raise NonFiniteLossError(
-    f'step {step}: loss {float(metrics["loss"])}, gradient norm '
-    f'{float(metrics["gradient_norm"])}. Nothing was updated; the last '
+    f'step {step}: loss {values[0]}, gradient norm {values[1]}{update}. '
+    'Nothing was updated; the last '
     f'checkpoint is good and the batch is in {path}.{grown} Lower '
     'optimizer.learning_rate or model.titans.eta_max and start again.'
   )
@@ -127,6 +129,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
     NonFiniteLossError: naming the step.
     OSError: if the workdir cannot be written.
   """
+  devices.check_memory(config_lib.check(config))
   files = Mirror(workdir)
   folder = files.local
   mesh = mesh_lib.make_mesh(config)
@@ -142,7 +145,6 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
   train = data.train_iterator()
   data_lib.join_states(multihost.gather(train.get_state()))  # all read the same
   check_workdir(files.workdir, config.to_dict())
-  steps = config.train.steps
 
   graph, abstract = step_lib.abstract_state(config, mesh)
   checkpoints = open_checkpoints(files.workdir, config)
@@ -152,6 +154,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
     train.set_state(restored.data_state)
   else:
     state = step_lib.init_state(config, abstract)
+  # A run that has done more is finished, and its numbers are of its last step.
+  steps = max(config.train.steps, start)
   heldout = [mesh_lib.put_batch(batch, mesh) for batch in heldout]
   update = step_lib.train_step(graph, config, abstract)
   evaluate = step_lib.eval_step(graph, mesh)
@@ -191,8 +195,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
       number, batch, metrics = pending
       metrics = jax.device_get(metrics)
       watchdog.beat()
-      finite = np.isfinite([metrics['loss'], metrics['gradient_norm']])
-      if not finite.all():
+      if not metrics.pop('healthy'):
         checkpoints.wait()
         _refuse(files, number, batch, metrics)
       logged = number % config.train.log_every == 0 or number in (1, steps)
@@ -249,7 +252,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
     result = _evaluate(evaluate, state.params, heldout, bytes_per_token)
   text = _sample(config, data, graph, state.params, mesh)
   if leader:
-    _conclude(config, files, data, text, result)
+    _conclude(config, files, data, text, result, steps)
   multihost.wait_for_all('end')
   return True
 
@@ -277,7 +280,7 @@ def _sample(config, data, graph, params, mesh) -> str | None:
 _SAMPLE_LINES = 10
 
 
-def _conclude(config, files, data, text, result) -> None:
+def _conclude(config, files, data, text, result, steps) -> None:
   """Keeps results, sample and pictures, then prints what fits one screen."""
   marks = _yardsticks(config, data)
   (files.local / 'results.json').write_text(
@@ -285,13 +288,12 @@ def _conclude(config, files, data, text, result) -> None:
   )
   names = ['results.json']
   if text is not None:
-    (files.local / 'sample.txt').write_text(text)
+    (files.local / 'sample.txt').write_text(text, encoding='utf-8')
     names.append('sample.txt')
   pictures = [draw_curves(files.local, marks), draw_memories(files.local)]
   names += [picture.name for picture in pictures if picture]
   files.push()
 
-  steps = config.train.steps
   tokens = steps * config.data.batch_size * config.data.seq_len
   print(f'\nHeld out after {steps} steps, {tokens:,} tokens:')
   if 'bits_per_byte' not in result:

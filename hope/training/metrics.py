@@ -43,9 +43,14 @@ def _parse(line: bytes) -> dict[str, Any] | None:
   """Returns the record of a line, or None if the line is damaged."""
   try:
     record = json.loads(line)
-    return record if isinstance(record['step'], int) else None
-  except (ValueError, KeyError, TypeError):
+    step, kind = record.pop('step'), record.pop('kind')
+    intact = type(step) is int and kind in KINDS
+    for value in record.values():
+      intact = intact and type(value) in (int, float, str)
+      float(value)  # of a text: 'nan', 'inf' or '-inf'
+  except (ValueError, KeyError, TypeError, AttributeError):
     return None
+  return {'step': step, 'kind': kind, **record} if intact else None
 
 
 def _cut(path: pathlib.Path, resume_step: int | None) -> None:

@@ -28,8 +28,8 @@ class TrainState(NamedTuple):
     params: nested dict of float32 arrays.
     opt_state: of the optimizer.
     step: int32, updates done.
-    healthy: bool; False from the first non-finite loss or gradient on, after
-      which no step changes anything.
+    healthy: bool; False from the first non-finite loss, gradient or update on,
+      after which no step changes anything.
   """
 
   params: Any
@@ -176,7 +176,8 @@ def train_step(
   """Returns the compiled step: (state, batch) -> (state, metrics).
 
   Metrics are of the batch before the update: loss (nats per token), accuracy,
-  gradient_norm, and norms of the memories. The state is donated.
+  gradient_norm, norms of the memories, and healthy: whether it was updated. The
+  state is donated.
 
   Args:
     graph: structure of the model.
@@ -228,11 +229,14 @@ def train_step(
       grads, state.opt_state, state.params, **extra
     )
     params = optax.apply_updates(state.params, updates)
+    # A weight decay or a rule may give what no gradient shows.
+    healthy &= _is_finite((params, opt_state))
     params, opt_state = jax.tree.map(
       lambda new, old: jnp.where(healthy, new, old),
       (params, opt_state),
       (state.params, state.opt_state),
     )
+    metrics['healthy'] = healthy
     done = state.step + healthy.astype(jnp.int32)
     return TrainState(params, opt_state, done, healthy), metrics
 
@@ -244,6 +248,19 @@ def train_step(
       NamedSharding(mesh, PartitionSpec()),
     ),
     compiler_options=devices.compiler_options(mesh),
+  )
+
+
+def _is_finite(tree: Any) -> jax.Array:
+  """Whether every number of a tree is finite, as a bool."""
+  return jnp.all(
+    jnp.stack(
+      [
+        jnp.all(jnp.isfinite(x))
+        for x in jax.tree.leaves(tree)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+      ]
+    )
   )
 
 

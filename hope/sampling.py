@@ -45,12 +45,11 @@ def sample(
   v = logits.shape[-1]
   last = jnp.where(top_k > 0, jnp.minimum(top_k, v), v) - 1
   least = jnp.take(jnp.sort(logits, descending=True), last, axis=-1)
-  candidates = jnp.where(logits < least[..., None], -jnp.inf, logits)
   # The largest is 0 at any temperature; the others may overflow to -inf.
-  candidates -= candidates.max(axis=-1, keepdims=True)
-  drawn = jax.random.categorical(
-    key, candidates / jnp.maximum(temperature, _COLDEST)
-  )
+  scaled = logits - logits.max(axis=-1, keepdims=True)
+  scaled /= jnp.maximum(temperature, _COLDEST)
+  scaled = jnp.where(logits < least[..., None], -jnp.inf, scaled)
+  drawn = jax.random.categorical(key, scaled)
   greedy = jnp.argmax(logits, axis=-1)
   return jnp.where(temperature < _COLDEST, greedy, drawn).astype(jnp.int32)
 
@@ -138,8 +137,8 @@ def generate(
     state,
     jax.random.key(seed),
     tokens,
-    temperature,
-    top_k,
+    np.float32(temperature),
+    np.int32(top_k),
   )
   return np.asarray(drawn)
 

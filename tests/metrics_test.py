@@ -61,6 +61,28 @@ def test_one_object_a_line(tmp_path):
   }
 
 
+@pytest.mark.parametrize(
+  'line',
+  [
+    '{"step": 2, "loss": 1.0}',
+    '{"step": 2, "kind": "other", "loss": 1.0}',
+    '{"step": 2, "kind": ["train"], "loss": 1.0}',
+    '{"step": true, "kind": "train", "loss": 1.0}',
+    '{"step": 2, "kind": "train", "loss": "low"}',
+    '{"step": 2, "kind": "train", "loss": null}',
+    '{"step": 2, "kind": "train", "loss": [1.0]}',
+    '["step", "kind"]',
+    '3',
+  ],
+)
+def test_a_line_that_no_run_writes_is_damaged(tmp_path, line):
+  write_steps(tmp_path, 1, 1)
+  with (tmp_path / 'metrics.jsonl').open('a') as file:
+    file.write(line + '\n')
+  assert [r['step'] for r in metrics.read_metrics(tmp_path)] == [1]
+  curves.draw_curves(tmp_path)
+
+
 def test_resumed_run_has_the_same_bytes(tmp_path):
   write_steps(tmp_path / 'whole', 1, 12)
   write_steps(tmp_path / 'killed', 1, 9)

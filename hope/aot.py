@@ -352,6 +352,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
   """Compiles what the flags say and prints it."""
+  command_line.check_output(values.json)
   import jax
 
   from hope.config import check, resolve

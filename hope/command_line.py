@@ -18,6 +18,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from hope import errors
+from hope.fields import Field, shown
 
 
 def define_config(values: flags.FlagValues) -> None:
@@ -50,6 +51,27 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     raise ValueError(_reason(error)) from error
   if others:
     raise ValueError(f'{others[0]!r} is not a flag; flags begin with --.')
+
+
+def check_output(path: str | None) -> None:
+  """Makes sure that a result can be written, before there is one.
+
+  Args:
+    path: of a file; None: none is to be written.
+
+  Raises:
+    ValueError: if it cannot be written.
+  """
+  if path is None:
+    return
+  Field('', '').check('--json', path)
+  try:
+    with open(path, 'a'):
+      pass
+  except OSError as error:
+    raise ValueError(
+      f'--json={shown(path)} cannot be written: {error.strerror}.'
+    ) from None
 
 
 def _check_experiment(config: Any) -> None:

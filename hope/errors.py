@@ -5,6 +5,7 @@ Only the standard library is imported, so that every command can use it. A
 mend: that is how all of the code raises what it checks.
 """
 
+import re
 import sys
 import traceback
 
@@ -12,8 +13,8 @@ import traceback
 FAILED = 1  # it cannot go on: a loss that is not finite, a bug
 MISUSED = 2  # something that the user can mend
 
-# Letters of a message that are printed.
-_LONGEST = 4000
+# A word that is longer than a message should be, and its two ends.
+_LONG = re.compile(r'(\S{100})\S{200,}(\S{20})')
 
 
 class ExplainedError(RuntimeError):
@@ -39,10 +40,12 @@ def exit_code(error: BaseException) -> int | None:
   return MISUSED if isinstance(error, ValueError | OSError) else None
 
 
-def _printable(text: str) -> str:
-  """A message without what would move the cursor, and not endless."""
-  if len(text) > _LONGEST:
-    text = f'{text[:_LONGEST]}...'
+def message(error: BaseException | str) -> str:
+  """What is printed of an error: nothing that is endless or moves the cursor.
+
+  Choice: of a word that is longer than most paths, its two ends.
+  """
+  text = _LONG.sub(r'\1...\2', str(error))
   return ''.join(
     letter if letter.isprintable() or letter == '\n' else ascii(letter)[1:-1]
     for letter in text
@@ -51,7 +54,7 @@ def _printable(text: str) -> str:
 
 def say(error: BaseException | str) -> None:
   """Prints 'error: ' and a message to the standard error."""
-  print(f'error: {_printable(str(error))}', file=sys.stderr, flush=True)
+  print(f'error: {message(error)}', file=sys.stderr, flush=True)
 
 
 def report(error: BaseException) -> int:

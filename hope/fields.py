@@ -9,17 +9,14 @@ check written as `x <= 0` lets it pass.
 import dataclasses
 import difflib
 import math
+import struct
 from typing import Any
-
-import numpy as np
 
 # The largest numbers that a step, a size or a parameter can hold: int32 and
 # float32. Texts are no longer than a path may be.
-_LARGEST = {
-  int: 2**31 - 1,
-  float: float(np.finfo(np.float32).max),
-  str: 4096,
-}
+_LARGEST = {int: 2**31 - 1, float: (2 - 2**-23) * 2.0**127, str: 4096}
+# The least positive float32 that devices do not round to 0.
+_TINY = 2.0**-126
 _KINDS = {
   bool: 'true or false',
   int: 'a whole number',
@@ -143,8 +140,8 @@ class Field:
     largest = _LARGEST[float if self.kind is float else int]
     used = number
     if self.kind is float and abs(number) <= largest:
-      used = float(np.float32(number))
-      if abs(used) < np.finfo(np.float32).tiny:  # which devices round to 0
+      (used,) = struct.unpack('f', struct.pack('f', number))
+      if abs(used) < _TINY:
         used = 0.0
     low, high = self.minimum, self.below
     if self.above is not None and not used > self.above:
@@ -170,7 +167,7 @@ def check_argument(name: str, value: Any, default: Any) -> None:
   Args:
     name: of the argument, for the message.
     value: that it is given.
-    default: of the function's signature.
+    default: of the argument.
 
   Raises:
     ValueError: for a value of another type than the default, where that has

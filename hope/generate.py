@@ -80,7 +80,7 @@ def main(values: flags.FlagValues) -> None:
   options = {
     name: getattr(values, name) for name in ('temperature', 'top_k', 'seed')
   }
-  sampling.check_options(tokens=values.tokens, **options)
+  sampling.check_options(values.prompt, tokens=values.tokens, **options)
   _, tokenizer, graph, params = load(values.workdir)
   text = sampling.continue_text(
     tokenizer, graph, params, values.prompt, values.tokens, **options

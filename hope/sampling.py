@@ -16,9 +16,10 @@ _COLDEST = float(jnp.finfo(jnp.float32).tiny)
 
 
 def check_options(
-  *, tokens: int, temperature: float, top_k: int, seed: int
+  prompt: str = '', *, tokens: int, temperature: float, top_k: int, seed: int
 ) -> None:
-  """Raises ValueError for options of `generate` that are out of range."""
+  """Raises ValueError for options of `continue_text` that are out of range."""
+  FIELDS['sample.prompt'].check('prompt', prompt)
   FIELDS['sample.tokens'].check('tokens', tokens)
   FIELDS['sample.temperature'].check('temperature', temperature)
   FIELDS['sample.top_k'].check('top_k', top_k)
@@ -152,7 +153,6 @@ def continue_text(
   **options: Any,
 ) -> str:
   """The prompt and what follows it; options are those of `generate`."""
-  FIELDS['sample.prompt'].check('prompt', prompt)
   start = tokenizer.encode(prompt)
   new = generate(graph, params, start[None], tokens, **options)
   return tokenizer.decode(np.concatenate([start, new[0]]))

@@ -382,6 +382,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
   """Measures what the flags say, keeps it and prints it."""
+  command_line.check_output(values.json)
   devices.use_all_cores()
   config = resolve(values.config, _VOCAB_SIZE)
   devices.check_memory(config)

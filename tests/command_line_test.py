@@ -203,6 +203,12 @@ def test_a_mistake_in_a_flag_is_a_line(
   assert '\n' not in str(error.value)
 
 
+def test_a_word_without_end_is_cut():
+  text = errors.message(f'x={"9" * 5000} must be 2.\nOr 3.')
+  assert len(text) < 200 and text.endswith('9 must be 2.\nOr 3.')
+  assert errors.message('x=' + '9' * 200) == 'x=' + '9' * 200
+
+
 def test_exit_codes():
   assert errors.exit_code(UnicodeDecodeError('ascii', b'', 0, 1, 'x')) == 2
   assert errors.exit_code(TypeError('x')) is None

@@ -76,15 +76,18 @@ def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
       raise ValueError(
         f'{shown(pair)}: {name} must be of type {kind.__name__}.'
       ) from None
-    allowed[name].check(name, values[name])
+    values[name] = allowed[name].check(name, values[name])
   return ml_collections.ConfigDict(values)
 
 
-def check_fields(config: ml_collections.ConfigDict) -> None:
+def check_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Checks every field alone.
 
   Args:
     config: from an experiment file or a workdir.
+
+  Returns:
+    The values by their paths, in the types of the fields.
 
   Raises:
     ValueError: for a field that is missing, unknown or has a value that it
@@ -96,12 +99,12 @@ def check_fields(config: ml_collections.ConfigDict) -> None:
       f'{", ".join(missing)} is missing: the configuration is of another '
       'version. Train anew, or use the version that wrote it.'
     )
-  for path, value in given.items():
+  for path in given:
     if path not in FIELDS:
       raise ValueError(
         f'{path} is no field of a configuration.{nearest(path, FIELDS)}'
       )
-    FIELDS[path].check(path, value)
+  return {path: FIELDS[path].check(path, x) for path, x in given.items()}
 
 
 def _flat(config, prefix: str = '') -> dict[str, Any]:
@@ -127,8 +130,11 @@ def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   Raises:
     ValueError: naming the field, what was given, what is allowed.
   """
-  config = config.copy_and_resolve_references()
-  check_fields(config)
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ValueError('A configuration must be a ConfigDict.')
+  values = check_fields(config.copy_and_resolve_references())
+  config = base_config()
+  config.update_from_flattened_dict(values)
   model = config.model
   sizes = ('num_layers', 'width', 'num_heads')
   for name, value in zip(sizes, PRESETS[model.preset], strict=True):

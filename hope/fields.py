@@ -83,15 +83,18 @@ class Field:
     """The type of a value that is not None."""
     return self.of or type(self.default)
 
-  def check(self, name: str, value: Any) -> None:
-    """Raises ValueError unless the field may have this value.
+  def check(self, name: str, value: Any) -> Any:
+    """Returns a value in the field's type.
 
     Args:
       name: of the field, for the message.
       value: that it is given.
+
+    Raises:
+      ValueError: unless the field may have this value.
     """
     if value is None and self.optional:
-      return
+      return None
     given = f'{name}={shown(value)}'
     if not self._is_of_kind(value):
       none = ', or None' if self.optional else ''
@@ -108,6 +111,7 @@ class Field:
         self._check_number(given, number)
     elif self.kind is not bool:
       self._check_number(given, value)
+    return self.kind(value)
 
   def _is_of_kind(self, value: Any) -> bool:
     if self.kind is tuple:
@@ -161,8 +165,8 @@ class Field:
       raise ValueError(f'{given} must be at most {most}.')
 
 
-def check_argument(name: str, value: Any, default: Any) -> None:
-  """Checks an argument of a function by its default.
+def check_argument(name: str, value: Any, default: Any) -> Any:
+  """Returns an argument of a function, checked by its default.
 
   Args:
     name: of the argument, for the message.
@@ -174,9 +178,9 @@ def check_argument(name: str, value: Any, default: Any) -> None:
       one, and for a number, at any depth of the value, that is not finite.
   """
   if type(default) in (bool, int, float, str):
-    Field(default, '').check(name, value)
-  else:
-    _check_finite(name, value)
+    return Field(default, '').check(name, value)
+  _check_finite(name, value)
+  return value
 
 
 def _check_finite(name: str, value: Any) -> None:

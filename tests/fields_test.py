@@ -1,7 +1,9 @@
 """Every field is checked alone: type, finite, bounds, choices."""
 
+import json
 import math
 
+import ml_collections
 import numpy as np
 import pytest
 
@@ -94,6 +96,16 @@ def test_a_value_that_a_field_cannot_have(path, value, message):
 )
 def test_a_value_that_a_field_can_have(path, value):
   resolved(path, value)
+
+
+def test_values_have_the_types_of_their_fields():
+  """JSON has no tuples, and 2 for 2.0."""
+  nested = json.loads(json.dumps(config_lib.base_config().to_dict()))
+  nested['optimizer']['weight_decay'] = 2
+  config = config_lib.resolve(ml_collections.ConfigDict(nested), 257)
+  assert type(config.optimizer.weight_decay) is float
+  assert config.model.cms.periods == (1, 1, 1, 1)
+  assert config_lib.resolve(config, 257) == config
 
 
 def test_a_field_that_there_is_none_of():

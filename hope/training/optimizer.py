@@ -153,7 +153,7 @@ def _read(name: str, text: str) -> dict[str, Any]:
         f'optimizer.options names {argument!r}, which {name} lacks; it has '
         f'{", ".join(allowed)}.{fields.nearest(argument, allowed)}'
       )
-    fields.check_argument(
+    options[argument] = fields.check_argument(
       f'optimizer.options: {argument}', value, allowed[argument]
     )
   return options

@@ -32,7 +32,7 @@ import time
 import traceback
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 import jax
 import rich.console
 
@@ -214,11 +214,27 @@ def _write(path: pathlib.Path, content: dict[str, Any]) -> None:
   os.replace(new, path)
 
 
-def _define_flags() -> None:
-  flags.DEFINE_float('minutes', 6, 'Time for all of it.', lower_bound=0.1)
-  flags.DEFINE_string('output', 'runs/accelerator', 'Folder of the results.')
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags."""
+  flags.DEFINE_float(
+    'minutes',
+    6,
+    'Time for all of it.',
+    lower_bound=0.1,
+    upper_bound=1e6,
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'output',
+    'runs/accelerator',
+    'Folder of the results.',
+    flag_values=values,
+  )
   flags.DEFINE_bool(
-    'small', None, 'The small form; by default on a CPU, and only there.'
+    'small',
+    None,
+    'The small form; by default on a CPU, and only there.',
+    flag_values=values,
   )
 
 
@@ -287,16 +303,12 @@ def execute(
   return 1 if content['failed'] else 0
 
 
-def main(argv: Sequence[str]) -> None:
+def main(values: flags.FlagValues) -> None:
   """Runs `execute` with the flags and exits with its code."""
-  if len(argv) > 1:
-    raise app.UsageError(f'Not a flag: {argv[1]!r}.')
-  values = flags.FLAGS
   folder = pathlib.Path(values.output)
   console = rich.console.Console(highlight=False)
   sys.exit(execute(folder, values.minutes, values.small, Worker(), console))
 
 
 if __name__ == '__main__':
-  _define_flags()
-  command_line.run(main)
+  command_line.run(main, define_flags)

@@ -135,7 +135,7 @@ def _open_output() -> None:
     io.BufferedWriter(_Output(sys.stdout.fileno(), 'w', closefd=False)),
     encoding=sys.stdout.encoding,
     errors='replace',
-    line_buffering=sys.stdout.line_buffering,
+    line_buffering=bool(sys.stdout.line_buffering),
   )
 
 

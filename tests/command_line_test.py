@@ -9,12 +9,21 @@ from conftest import ROOT
 import pytest
 
 from experiments import delta_momentum_toy, optimizer_race, optimizer_speed
-from hope import aot, command_line, errors, generate, main, throughput
+from hope import (
+  accelerator,
+  aot,
+  command_line,
+  errors,
+  generate,
+  main,
+  throughput,
+)
 
 COMMANDS = {
   'main': main,
   'generate': generate,
   'throughput': throughput,
+  'accelerator': accelerator,
   'aot': aot,
   'delta_momentum_toy': delta_momentum_toy,
   'optimizer_race': optimizer_race,
@@ -70,7 +79,7 @@ def test_commands_are_imported_together():
   for module in COMMANDS.values():
     values = flags.FlagValues()
     module.define_flags(values)
-    assert 'config' in values or 'workdir' in values
+    assert set(values) & {'config', 'workdir', 'output'}
 
 
 def program(act, **environment):

@@ -178,7 +178,7 @@ def before_compilation(monkeypatch):
   monkeypatch.setattr(step_lib, 'abstract_state', abstract_state)
   monkeypatch.setattr(step_lib, 'init_state', stop)
 
-  def listen(name, seconds, **kwargs):
+  def listen(name: str, seconds: float, **kwargs: Any) -> None:
     if listening[0] and 'backend_compile' in name:
       compiled.append(name)
 

@@ -1,6 +1,7 @@
 """Drawing tokens: what the options mean, and what they cost."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.extend import core
@@ -26,6 +27,12 @@ def model():
   config.data.seq_len = 32
   resolved = config_lib.resolve(config, VOCAB)
   return jax.jit(lambda: step_lib.build_model(resolved))()
+
+
+def generate(model, prompt=PROMPT, tokens=5, **options):
+  """`sampling.generate` with that model."""
+  graph, params = model
+  return sampling.generate(graph, params, prompt, tokens, **options)
 
 
 def draws(logits, temperature, top_k, count=20_000):
@@ -61,16 +68,15 @@ def test_a_tiny_temperature_is_greedy(temperature):
 
 
 def test_temperature_and_top_k_need_no_compilation(model):
-  sampling.generate(*model, PROMPT, 5)
-  before = sampling.decode._cache_size()
+  generate(model)
+  decode: Any = sampling.decode
+  before = decode._cache_size()
   for temperature, top_k in ((0.0, 0), (0.3, 40), (2, 3), (1.5, 10**6)):
-    sampling.generate(
-      *model, PROMPT, 5, temperature=temperature, top_k=top_k, seed=7
-    )
-  assert sampling.decode._cache_size() == before
+    generate(model, temperature=temperature, top_k=top_k, seed=7)
+  assert decode._cache_size() == before
 
 
-def shapes(jaxpr: core.Jaxpr) -> Iterator[tuple[int, ...]]:
+def shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
   """Shapes of all that a program computes, inner programs included."""
   for equation in jaxpr.eqns:
     for x in equation.outvars:
@@ -109,7 +115,7 @@ def test_a_prompt_has_the_logits_of_its_last_place_alone(model):
 )
 def test_options_out_of_range(model, options, message):
   with pytest.raises(ValueError, match=message):
-    sampling.generate(*model, PROMPT, **({'tokens': 5} | options))
+    generate(model, **options)
 
 
 @pytest.mark.parametrize('token', [-1, VOCAB, 2**31 - 1])
@@ -117,9 +123,9 @@ def test_a_token_outside_the_vocabulary(model, token):
   prompt = PROMPT.copy()
   prompt[0, 3] = token
   with pytest.raises(ValueError, match=f'token {token}, .* of {VOCAB}; give'):
-    sampling.generate(*model, prompt, 5)
+    generate(model, prompt)
 
 
 def test_an_empty_prompt(model):
   with pytest.raises(ValueError, match='is empty'):
-    sampling.generate(*model, PROMPT[:, :0], 5)
+    generate(model, PROMPT[:, :0])

@@ -22,6 +22,7 @@ import rich.console
 import rich.table
 
 from hope import command_line
+from hope.parallel import devices
 import optimizers
 
 PERIODS = (1, 2, 4, 8)
@@ -127,6 +128,11 @@ def main(options: flags.FlagValues) -> None:
   """Times all groups, one after the other; prints and writes."""
   workdir = pathlib.Path(options.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
+  # Parameters, gradients and the least state of a rule, of 12 matrices a layer.
+  devices.check_fits(
+    3 * 4 * 12 * options.layers * options.width**2,
+    f'--layers={options.layers} of --width={options.width}',
+  )
   params = parameters(options.layers, options.width)
   size = sum(x.size for x in jax.tree.leaves(params))
   print(

@@ -131,11 +131,14 @@ def _open_output() -> None:
   """Prints what the terminal's encoding lacks as '?', and to closed pipes."""
   if sys.stdout is None:  # closed before the start
     return
+  output = _Output(sys.stdout.fileno(), 'w', closefd=False)
+  unbuffered = sys.stdout.write_through  # PYTHONUNBUFFERED
   sys.stdout = io.TextIOWrapper(
-    io.BufferedWriter(_Output(sys.stdout.fileno(), 'w', closefd=False)),
+    output if unbuffered else io.BufferedWriter(output),
     encoding=sys.stdout.encoding,
     errors='replace',
     line_buffering=bool(sys.stdout.line_buffering),
+    write_through=unbuffered,
   )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 
+from hope import errors
 from hope.training import checkpoint, manifest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -289,6 +290,7 @@ def test_all_damaged_is_an_error(directory):
   truncate(directory / '6')
   with pytest.raises(checkpoint.CheckpointError) as error:
     restore(directory)
+  assert errors.exit_code(error.value) == errors.MISUSED
   message = str(error.value)
   assert 'None of the 3 checkpoints' in message
   for step in (2, 4, 6):

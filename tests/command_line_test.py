@@ -128,6 +128,13 @@ def test_what_an_encoding_lacks_is_printed_as_a_question_mark():
   assert (code, out, err) == (0, 'a?b\n', '')
 
 
+@pytest.mark.parametrize(('setting', 'seen'), [('1', 'first'), ('', '')])
+def test_output_is_buffered_as_the_environment_says(setting, seen):
+  # What os._exit leaves in a buffer is lost.
+  act = 'print("first", end=""); import os; os._exit(3)'
+  assert program(act, PYTHONUNBUFFERED=setting) == (3, seen, '')
+
+
 def test_a_reader_that_goes_away_ends_nothing(tmp_path):
   kept = tmp_path / 'results'
   act = (

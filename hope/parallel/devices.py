@@ -96,12 +96,24 @@ def check_memory(config: ml_collections.ConfigDict) -> None:
   Args:
     config: of `hope.config.check`.
   """
-  needed, there = least_bytes(config), memory_bytes()
+  check_fits(
+    least_bytes(config),
+    f'data.batch_size={config.data.batch_size} x data.seq_len='
+    f'{config.data.seq_len} tokens of a model with model.num_layers='
+    f'{config.model.num_layers} and model.width={config.model.width}',
+  )
+
+
+def check_fits(needed: int, what: str) -> None:
+  """Raises ValueError if something needs more bytes than the devices have.
+
+  Args:
+    needed: bytes.
+    what: needs them, for the message.
+  """
+  there = memory_bytes()
   if there and needed > there:
     raise ValueError(
-      f'data.batch_size={config.data.batch_size} x data.seq_len='
-      f'{config.data.seq_len} tokens of a model with model.num_layers='
-      f'{config.model.num_layers} and model.width={config.model.width} need '
-      f'more than {needed / _GIB:,.0f} GiB, and the devices have '
+      f'{what} need more than {needed / _GIB:,.0f} GiB, and the devices have '
       f'{there / _GIB:,.0f} GiB; give smaller ones.'
     )

@@ -40,8 +40,8 @@ def _root_of_squares(
 
 def _root_of_outer_products(
   root: jax.Array, g: jax.Array, keep: jax.Array, add: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Eigenvalues [b, i] and vectors of (keep root^2 + add g g^T)^(1/2).
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(keep root^2 + add g g^T)^(1/2) by its eigenvalues and vectors.
 
   Args:
     root: symmetric, [b, i, i].
@@ -50,7 +50,8 @@ def _root_of_outer_products(
     add: of the outer product.
 
   Returns:
-    (values, vectors). Values that are rounding errors are zero.
+    (size [b, 1, 1], values [b, i], vectors): size times values are the
+    eigenvalues, and what is a rounding error is zero.
   """
   most = jnp.maximum(matrices.largest(root), matrices.largest(g))
   r, g = matrices.divide(root, most), matrices.divide(g, most)
@@ -59,7 +60,7 @@ def _root_of_outer_products(
   least = values[..., -1:] * h.shape[-1] * jnp.finfo(h.dtype).eps
   # What is not a number stays so.
   values = jnp.where(values <= least, 0, values)
-  return most[..., 0] * jnp.sqrt(values), vectors
+  return most, jnp.sqrt(values), vectors
 
 
 def _of_eigenvalues(values: jax.Array, vectors: jax.Array) -> jax.Array:
@@ -177,17 +178,23 @@ def scale_by_associative_momentum(
         read = read / _denominator(new / known, eps)
       else:
         stack, _ = matrices.to_stack(g, a)
-        values, vectors = _root_of_outer_products(old, stack, b2, add)
-        new = _of_eigenvalues(values, vectors)
-        recall = _of_eigenvalues(1 / _denominator(values / known, eps), vectors)
+        size, values, vectors = _root_of_outer_products(old, stack, b2, add)
+        new = size * _of_eigenvalues(values, vectors)
+        # All in units of size, so that no number overflows or vanishes.
+        ridge = matrices.divide(matrices.divide(eps, size), size)[..., 0]
+        recall = _of_eigenvalues(
+          1 / _denominator(values / known, ridge), vectors
+        )
         stack, restore = matrices.to_stack(read, a)
-        read = restore(recall @ stack)
+        read = restore(recall @ matrices.divide(stack, size))
       return read, m, new.astype(root.dtype)
 
-    read, mu, root = jax.tree.transpose(
-      jax.tree.structure(updates),
-      jax.tree.structure((0, 0, 0)),
-      matrices.map_matrices(step, axes, updates, state.mu, state.root),
+    structure = jax.tree.structure(updates)
+    steps = structure.flatten_up_to(
+      matrices.map_matrices(step, axes, updates, state.mu, state.root)
+    )
+    read, mu, root = (
+      structure.unflatten([x[place] for x in steps]) for place in range(3)
     )
     return (
       optax.tree.cast_like(read, updates),

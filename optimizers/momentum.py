@@ -76,7 +76,10 @@ def _momentum(
     )
 
   def update_fn(updates, state, params=None, **extra_args):
-    written = updates if feature is None else jax.tree.map(feature, updates)
+    written = updates
+    if feature is not None:
+      paths.check_real(updates)
+      written = jax.tree.map(feature, updates)
     written, rule_state = rule.update(
       written, state.precondition, params, **extra_args
     )

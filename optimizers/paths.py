@@ -120,10 +120,16 @@ def find(
       )
     unused.discard(at)
     found.append(said[at])
-  wrong = [x for x in unused if not (said[x] is None or is_masked(said[x]))]
-  if paths and wrong:
+  unused = {x for x in unused if not (said[x] is None or is_masked(said[x]))}
+  if paths and unused:
+    # What has no leaves, like the () of a layer without parameters, may be named.
+    empty = [
+      p for p, _ in leaves_with_path(tree, lambda x: not jax.tree.leaves(x))
+    ]
+    unused.difference_update(empty)
+  if paths and unused:
     raise ValueError(
-      f'{name} names {listed(sorted(map(text, wrong)))}, where no leaf is; the '
+      f'{name} names {listed(sorted(map(text, unused)))}, where no leaf is; the '
       f'leaves are {listed([*map(text, paths)])}.'
     )
   return found

@@ -380,6 +380,7 @@ def m3(
     adam_b2=adam_b2,
     adam_eps=adam_eps,
     adam_weight_decay=adam_weight_decay,
+    mu_dtype=mu_dtype,
   )
   axes = matrices.matrix_axes if axes is None else axes
 

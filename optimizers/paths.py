@@ -122,15 +122,13 @@ def find(
     found.append(said[at])
   unused = {x for x in unused if not (said[x] is None or is_masked(said[x]))}
   if paths and unused:
-    # What has no leaves, like the () of a layer without parameters, may be named.
-    empty = [
-      p for p, _ in leaves_with_path(tree, lambda x: not jax.tree.leaves(x))
-    ]
-    unused.difference_update(empty)
+    # A node without leaves may be named, like the () of a layer that has none.
+    is_empty = lambda x: not jax.tree.leaves(x)
+    unused -= {path for path, _ in leaves_with_path(tree, is_empty)}
   if paths and unused:
     raise ValueError(
-      f'{name} names {listed(sorted(map(text, unused)))}, where no leaf is; the '
-      f'leaves are {listed([*map(text, paths)])}.'
+      f'{name} names {listed(sorted(map(text, unused)))}, where no leaf is; '
+      f'the leaves are {listed([*map(text, paths)])}.'
     )
   return found
 

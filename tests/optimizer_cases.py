@@ -1,6 +1,7 @@
 """What the tests of the optimizers share."""
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -36,12 +37,14 @@ class Case(NamedTuple):
       it says so of levels, not of matrices.
     inputs: whether `update` takes second moments of the layers' inputs.
     static: arguments that are no hyperparameters to inject.
+    decays: whether it takes `weight_decay`.
   """
 
   make: Callable[..., Any]
   memory: Callable[[int, int], int] | None
   inputs: bool = False
   static: tuple[str, ...] = ()
+  decays: bool = True
 
   def extra(self, params) -> dict[str, Any]:
     """Extra arguments of `update`: inputs of mean square 1 for matrices."""
@@ -58,7 +61,7 @@ class Case(NamedTuple):
     return {'inputs': jax.tree.map(moment, params)}
 
 
-def _muon_of_momentum(learning_rate):
+def _muon_of_momentum(learning_rate, weight_decay=0.0):
   """Nonlinear output (Eq. 52), for the leaves that are matrices."""
   output = lambda m: optimizers.orthogonalize(
     m, optimizers.stacked_matrix_axes(m)
@@ -69,9 +72,11 @@ def _muon_of_momentum(learning_rate):
   return optax.partition(
     {
       'matrix': optimizers.preconditioned_momentum(
-        learning_rate, output=output
+        learning_rate, output=output, weight_decay=weight_decay
       ),
-      'other': optimizers.preconditioned_momentum(learning_rate),
+      'other': optimizers.preconditioned_momentum(
+        learning_rate, weight_decay=weight_decay
+      ),
     },
     matrix,
   )
@@ -105,17 +110,27 @@ CASES = {
   ),
   'associative_momentum': Case(optimizers.associative_momentum, _trees(2)),
   'outer_products': Case(
-    lambda learning_rate: optimizers.associative_momentum(
-      learning_rate, statistic='outer_product'
+    functools.partial(
+      optimizers.associative_momentum, statistic='outer_product'
     ),
     lambda i, o: i * o + i * i,
   ),
   'm3': Case(optimizers.m3, _trees(4), static=('ns_steps',)),
+  'm3_with_the_helpers_of_muon': Case(
+    functools.partial(
+      optimizers.m3, nesterov=True, scale_by_shape=True, second_moment=False
+    ),
+    _trees(3),
+    static=('ns_steps',),
+  ),
   'delta_gradient_descent': Case(
-    optimizers.delta_gradient_descent, _trees(0), inputs=True
+    optimizers.delta_gradient_descent, _trees(0), inputs=True, decays=False
   ),
   'generalized_gradient_descent': Case(
-    optimizers.generalized_gradient_descent, _trees(0), inputs=True
+    optimizers.generalized_gradient_descent,
+    _trees(0),
+    inputs=True,
+    decays=False,
   ),
-  'multi_timescale': Case(_two_levels, None),
+  'multi_timescale': Case(_two_levels, None, decays=False),
 }

@@ -21,10 +21,7 @@ def programs() -> dict[str, str]:
   section = README.read_text().split("## In other people's projects")[1]
   section = section.split('\n## ')[0]
   found = re.findall(r'\n([^\n]+):\n\n```python\n(.*?)```', section, re.DOTALL)
-  return {
-    re.split(r'[ ,]', words)[0] + str(j): p
-    for j, (words, p) in enumerate(found)
-  }
+  return {re.split('[,;]', words)[0]: program for words, program in found}
 
 
 @pytest.mark.parametrize('name', programs())
@@ -33,7 +30,7 @@ def test_the_readme_as_it_stands(name):
   exec(compile(programs()[name], name, 'exec'), namespace)
   losses = np.asarray(namespace['losses'])
   assert len(losses) == 20
-  assert losses[-1] < 0.7 * losses[0]
+  assert losses[-1] < 0.8 * losses[0]
 
 
 def test_the_readme_has_a_program_of_every_style():

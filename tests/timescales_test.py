@@ -85,6 +85,28 @@ def test_the_type_of_a_sum_does_not_round_what_is_released():
     np.testing.assert_array_equal(updates['fast'], np.float32(-1 / 3))
 
 
+@pytest.mark.parametrize('accumulate', ['gradients', 'updates'])
+@pytest.mark.parametrize('types', ['bfloat16 float32', 'float32 bfloat16'])
+def test_gradients_may_be_of_another_type_than_parameters(accumulate, types):
+  """As `optax.MultiSteps`; the state keeps the types that it starts with."""
+  of_params, of_grads = types.split()
+  start = jax.tree.map(lambda x: x.astype(of_params), params())
+  grads = [jax.tree.map(lambda x: x.astype(of_grads), g) for g in gradients(5)]
+  tx = optimizers.every(2, optax.adam(0.1), accumulate)
+  out, state = optimizer_cases.run(tx, start, grads)
+  dtypes = lambda tree: jax.tree.map(lambda x: x.dtype, tree)
+  assert dtypes(state) == dtypes(tx.init(start))
+  assert dtypes(out[-1]) == dtypes(grads[-1])
+  if accumulate == 'gradients':
+    theirs, _ = optimizer_cases.run(
+      optax.MultiSteps(optax.adam(0.1), 2), start, grads
+    )
+    for x, y in zip(out, theirs, strict=True):
+      np.testing.assert_allclose(
+        x['fast'].astype(jnp.float32), y['fast'].astype(jnp.float32), atol=2e-3
+      )
+
+
 def test_updates_are_summed_over_a_period():
   sequence = gradients(7)
   out = run(
@@ -176,6 +198,7 @@ def test_errors():
     'associative_momentum',
     'deep_momentum',
     'gradient_descent',
+    'matrices',
     'momentum',
     'multi_scale_momentum',
     'timescales',

@@ -133,7 +133,7 @@ def parse_options(name: str, text: str) -> dict[str, Any]:
 
 def _read(name: str, text: str) -> dict[str, Any]:
   """Raises ValueError for a text that names no arguments of the rule."""
-  allowed = _defaults(name)
+  allowed = defaults(name)
   options = {}
   try:
     # 'a=1, b=(2, 3)' is the argument list of a call.
@@ -159,7 +159,7 @@ def _read(name: str, text: str) -> dict[str, Any]:
   return options
 
 
-def _defaults(name: str) -> dict[str, Any]:
+def defaults(name: str) -> dict[str, Any]:
   """The arguments of a rule that options can name, at their defaults."""
   rule = inspect.signature(RULES[name])
   found = {k: v.default for k, v in rule.parameters.items() if k not in _GIVEN}
@@ -201,7 +201,7 @@ def _make(
 def arguments(config: Config, name: str) -> dict[str, Any]:
   """All arguments of a rule in a run, those at their defaults included."""
   o = config.optimizer
-  found = _defaults(name)
+  found = defaults(name)
   if name == 'adamw':
     found |= {'b1': o.b1, 'b2': o.b2, 'eps': o.eps}
   return found | (_read(name, o.options) if name == o.name else {})

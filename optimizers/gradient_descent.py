@@ -125,14 +125,12 @@ def generalized_gradient_descent(
     del extra_args
     if params is None:
       raise ValueError('update needs params: update(grads, state, params).')
-    if inputs is None:
-      if objective != 'dot':
-        raise ValueError(
-          'delta gradient descent needs the inputs of the layers: call '
-          'update(grads, state, params, inputs=...) with second moments '
-          'E[u u^T] for kernels (see second_moments) and None for other leaves.'
-        )
-      inputs = None
+    if inputs is None and objective != 'dot':
+      raise ValueError(
+        'delta gradient descent needs the inputs of the layers: call '
+        'update(grads, state, params, inputs=...) with second moments '
+        'E[u u^T] for kernels (see second_moments) and None for other leaves.'
+      )
     eta = jnp.asarray(
       learning_rate(state.count) if callable(learning_rate) else learning_rate
     )

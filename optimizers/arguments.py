@@ -35,12 +35,22 @@ def _as_number(x: Any) -> Any:
   return None if isinstance(x, bool) or not isinstance(x, numbers.Real) else x
 
 
+def _shown(x: Any, most: int = 60) -> str:
+  """A value in a message, on one line."""
+  try:
+    text = ' '.join(repr(x).split())
+  except ValueError:  # An integer of more digits than Python prints.
+    return f'an integer of {x.bit_length()} bits'
+  return text if len(text) <= most else text[:most] + '...'
+
+
 def _number(words: str, test: Callable[[Any], bool] | None = None) -> Allowed:
   def is_one(x):
     x = _as_number(x)
     if x is None or not abs(x) <= _LARGEST:
       return False
-    return test is None or test(x)
+    # As float32 has it, in which 1 - 1e-12 is 1.
+    return test is None or test(float(np.float32(x)))
 
   return Allowed(words, is_one)
 
@@ -172,4 +182,4 @@ def check(
   table = ALLOWED | (allowed or {})
   for name, value in arguments.items():
     if not _is_traced(value) and not table[name].test(value):
-      raise ValueError(f'{name}={value!r} must be {table[name].words}.')
+      raise ValueError(f'{name}={_shown(value)} must be {table[name].words}.')

@@ -86,9 +86,8 @@ def _are_triples(x: Any) -> bool:
     array = np.asarray(x, np.float64)
   except (TypeError, ValueError):
     return False
-  return (
-    array.ndim in (1, 2) and array.shape[-1] == 3 and np.isfinite(array).all()
-  )
+  triples = array.ndim in (1, 2) and array.shape[-1] == 3
+  return triples and bool(np.isfinite(array).all())
 
 
 def one_of(*choices: str) -> Allowed:

@@ -26,20 +26,20 @@ class AssociativeMomentumState(NamedTuple):
   root: Any
 
 
-def _denominator(root: jax.Array, eps: float) -> jax.Array:
+def _denominator(root: jax.Array, eps: jax.typing.ArrayLike) -> jax.Array:
   """(H + eps) / P for P = sqrt(H) = root; infinite where H is 0."""
   return jnp.where(root == 0, jnp.inf, root + matrices.divide(eps, root))
 
 
 def _root_of_squares(
-  root: jax.Array, g: jax.Array, keep: jax.Array, add: jax.Array
+  root: jax.Array, g: jax.Array, keep: jax.typing.ArrayLike, add: jax.Array
 ) -> jax.Array:
   """sqrt(keep root^2 + add g^2), entry by entry."""
   return jnp.hypot(jnp.sqrt(keep) * root, jnp.sqrt(add) * g)
 
 
 def _root_of_outer_products(
-  root: jax.Array, g: jax.Array, keep: jax.Array, add: jax.Array
+  root: jax.Array, g: jax.Array, keep: jax.typing.ArrayLike, add: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """(keep root^2 + add g g^T)^(1/2) by its eigenvalues and vectors.
 

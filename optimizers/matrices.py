@@ -247,9 +247,9 @@ def largest(x: jax.Array) -> jax.Array:
   return jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True, initial=0)
 
 
-def divide(x: jax.Array, y: jax.Array) -> jax.Array:
+def divide(x: jax.typing.ArrayLike, y: jax.Array) -> jax.Array:
   """x / y; where y is 0, x. What is not finite stays so."""
-  return x / jnp.where(y == 0, 1, y)
+  return jnp.divide(x, jnp.where(y == 0, 1, y))
 
 
 def norm(x: jax.Array) -> jax.Array:
@@ -374,7 +374,7 @@ def orthogonalize(
   check_matrices(wanted, tree)
   batches: dict[Any, list] = {}
   for place, (x, a) in enumerate(zip(leaves, wanted, strict=True)):
-    stack, restore = to_stack(x, a)
+    stack, restore = to_stack_of_any(x, a)
     tall = stack.shape[-2] > stack.shape[-1]
     if tall:
       stack = jnp.swapaxes(stack, -1, -2)
@@ -452,7 +452,9 @@ def on_matrices(
 
   def of_state(functions, state):
     """Its trees like the parameters are mapped, all else stays."""
-    return optax.tree.map_params(inner, lambda x, f: f(x), state, functions)
+    return optax.tree.map_params(
+      inner.init, lambda x, f: f(x), state, functions
+    )
 
   def init_fn(params):
     if not jax.tree.leaves(params):

@@ -31,10 +31,11 @@ RULES: dict[str, Callable[..., Any]] = {
 }
 # Rules of matrices alone; all other parameters take AdamW.
 OF_MATRICES = ('muon', 'm3', 'delta_gradient_descent')
-# How the kernels of several projections are told apart by Muon and M3, an
-# option of the two. Choice: 'head', each head of each projection is a matrix of
-# its own, as heads share neither inputs' directions nor outputs. 'projection':
-# each projection is one, all heads of it; 'whole': the kernel is one.
+# What is one matrix to Muon and M3 in a kernel of several projections; `split`
+# in their options. Choice: 'head', each head of each projection, since nothing
+# but that head reads its outputs: orthogonalised as a whole, one head's update
+# depends on the gradients of the others. 'projection': all heads of one;
+# 'whole': the kernel. An update is sqrt(3) times as long split as whole.
 SPLITS = ('head', 'projection', 'whole')
 _SPLIT = ('muon', 'm3')
 # Arguments that this module gives, or that no text can say.
@@ -65,12 +66,12 @@ def _takes_inputs(path: tuple[str, ...]) -> bool:
 
 
 # Kernels of several projections or heads, by the name of their layer: the sizes
-# that the outputs are split into (n heads, q, k, v), and the axes of a matrix
+# that the outputs are split into (0: as many as heads), and the axes of a matrix
 # of one head of one projection, and of one projection.
 _FUSED = {
-  'mix': (('n', 3, -1), (-4, -1), (-4, (-3, -1))),
-  'qkv': (('n', 3, -1), (-4, -1), (-4, (-3, -1))),
-  'query': (('n', -1), (-3, -1), (-3, (-2, -1))),
+  'mix': ((0, 3, -1), (-4, -1), (-4, (-3, -1))),
+  'qkv': ((0, 3, -1), (-4, -1), (-4, (-3, -1))),
+  'query': ((0, -1), (-3, -1), (-3, (-2, -1))),
   'key_value': ((2, -1), (-3, -1), (-3, -1)),
 }
 
@@ -101,7 +102,7 @@ def matrix_axes(
     chosen = of_head if split == 'head' else of_projection
     return optimizers.SplitAxes(
       -1,
-      tuple(num_heads if size == 'n' else size for size in sizes),
+      tuple(size or num_heads for size in sizes),
       optimizers.MatrixAxes(*chosen),
     )
 
@@ -263,7 +264,7 @@ def make_rule(
       return rule
     normalized = optax.normalize_by_update_norm()
     return optax.chain(rule, normalized, optax.scale_by_schedule(rate))
-  parts = [rule]
+  parts: list[optax.GradientTransformation] = [rule]
   if o.normalize_updates:
     parts.append(optax.normalize_by_update_norm())
   decays = _of_path(lambda path, _: path[-1] in _DECAYED)

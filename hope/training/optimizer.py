@@ -66,8 +66,8 @@ def _takes_inputs(path: tuple[str, ...]) -> bool:
 
 
 # Kernels of several projections or heads, by the name of their layer: the sizes
-# that the outputs are split into (0: as many as heads), and the axes of a matrix
-# of one head of one projection, and of one projection.
+# that the outputs are split into (0: the number of heads), and the axes of a
+# matrix of one head of one projection, and of one projection.
 _FUSED = {
   'mix': ((0, 3, -1), (-4, -1), (-4, (-3, -1))),
   'qkv': ((0, 3, -1), (-4, -1), (-4, (-3, -1))),

@@ -1,4 +1,9 @@
-"""Drawing tokens from a model: one pass over the prompt, then one by one."""
+"""Drawing tokens from a model.
+
+A prompt is read in pieces of one length, and what is left over one by one, as
+tokens are drawn: two programs serve prompts and texts of every length, and one
+serves short prompts.
+"""
 
 import functools
 from typing import Any
@@ -11,6 +16,8 @@ import numpy as np
 from hope.data.tokenization import Tokenizer
 from hope.settings import FIELDS
 
+# Tokens of a prompt that are read at once, and the most that one call draws.
+PIECE = 256
 # A lower temperature is 0: logits over it are not finite.
 _COLDEST = float(jnp.finfo(jnp.float32).tiny)
 
@@ -55,41 +62,71 @@ def sample(
   return jnp.where(temperature < _COLDEST, greedy, drawn).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def prefill(graph: nnx.GraphDef, params: Any, prompt: jax.Array):
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def prefill(
+  graph: nnx.GraphDef, params: Any, prompt: jax.Array, state: Any = None
+) -> tuple[jax.Array, Any]:
   """Reads prompts int32 [b, t]; returns (logits of the next token, state)."""
-  logits, state = nnx.merge(graph, params)(prompt, last_only=True)
+  logits, state = nnx.merge(graph, params)(prompt, state, last_only=True)
   return logits[:, -1], state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def decode(
   graph: nnx.GraphDef,
   params: Any,
   logits: jax.Array,
   state: Any,
+  tokens: jax.Array,
+  given: jax.Array | int,
+  count: jax.Array | int,
   key: jax.Array,
-  tokens: int,
   temperature: jax.Array | float,
   top_k: jax.Array | int,
-):
-  """Draws `tokens` tokens, one by one.
+) -> tuple[jax.Array, jax.Array, Any]:
+  """Takes tokens one by one: some that are given, then some that are drawn.
+
+  Args:
+    graph: structure of the model.
+    params: its parameters.
+    logits: [b, v], of the first token.
+    state: before it.
+    tokens: int32 [b, t], of which the first `given` count.
+    given: how many are given; if negative, so many were drawn before.
+    count: how many are taken in all, at most t.
+    key: of the draws; the same one at every call.
+    temperature: as in `sample`.
+    top_k: as in `sample`.
 
   Returns:
-    (tokens int32 [b, tokens], logits [b, v] of the one after, state).
+    (tokens int32 [b, t] with what was drawn, logits [b, v] of the one after
+    them, state).
   """
   model = nnx.merge(graph, params)
 
-  def step(carry, key):
-    logits, state = carry
-    token = sample(logits, key, temperature, top_k)
+  def take(place, carry):
+    logits, state, tokens = carry
+    drawn = sample(
+      logits, jax.random.fold_in(key, place - given), temperature, top_k
+    )
+    token = jnp.where(place < given, tokens[:, place], drawn)
     logits, state = model(token[:, None], state)
-    return (logits[:, -1], state), token
+    return logits[:, -1], state, tokens.at[:, place].set(token)
 
-  (logits, state), drawn = jax.lax.scan(
-    step, (logits, state), jax.random.split(key, tokens)
+  logits, state, tokens = jax.lax.fori_loop(
+    0, count, take, (logits, state, tokens)
   )
-  return drawn.T, logits, state
+  return tokens, logits, state
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _start(graph: nnx.GraphDef, params: Any, batch: int) -> tuple[Any, Any]:
+  """(logits, state) before the first token; the logits mean nothing."""
+  model = nnx.merge(graph, params)
+  state = model.init_state(batch)
+  token = jax.ShapeDtypeStruct((batch, 1), jnp.int32)
+  logits, _ = jax.eval_shape(model, token, state)
+  return jnp.zeros(logits.shape[::2], logits.dtype), state
 
 
 def generate(
@@ -130,18 +167,32 @@ def generate(
       f'The prompt has the token {outside[0]}, which is outside the vocabulary '
       f'of {vocab_size}; give tokens from 0 to {vocab_size - 1}.'
     )
-  logits, state = prefill(graph, params, prompt)
-  drawn, _, _ = decode(
-    graph,
-    params,
-    logits,
-    state,
-    jax.random.key(seed),
-    tokens,
-    np.float32(temperature),
-    np.int32(top_k),
-  )
-  return np.asarray(drawn)
+  batch, length = prompt.shape
+  logits, state = _start(graph, params, batch)
+  whole = length - length % PIECE
+  for start in range(0, whole, PIECE):
+    piece = prompt[:, start : start + PIECE]
+    logits, state = prefill(graph, params, piece, state)
+  taken = np.zeros((batch, length - whole + tokens), np.int32)
+  given = length - whole
+  taken[:, :given] = prompt[:, whole:]
+  key = jax.random.key(seed)
+  for start in range(0, taken.shape[1], PIECE):
+    piece = taken[:, start : start + PIECE]
+    done, logits, state = decode(
+      graph,
+      params,
+      logits,
+      state,
+      np.pad(piece, ((0, 0), (0, PIECE - piece.shape[1]))),
+      given - start,
+      piece.shape[1],
+      key,
+      np.float32(temperature),
+      np.int32(top_k),
+    )
+    piece[:] = np.asarray(done)[:, : piece.shape[1]]
+  return taken[:, given:]
 
 
 def continue_text(

@@ -19,7 +19,6 @@ from hope.parallel import devices, multihost
 from hope.parallel import mesh as mesh_lib
 from hope.training import step as step_lib
 from hope.training.checkpoint import open_checkpoints
-from hope.training.curves import draw_curves, draw_memories
 from hope.training.metrics import MetricsWriter
 from hope.training.mirror import Mirror
 from hope.training.progress import Progress
@@ -282,6 +281,9 @@ _SAMPLE_LINES = 10
 
 def _conclude(config, files, data, text, result, steps) -> None:
   """Keeps results, sample and pictures, then prints what fits one screen."""
+  # Here, as it imports matplotlib, for which a start would wait.
+  from hope.training.curves import draw_curves, draw_memories
+
   marks = _yardsticks(config, data)
   (files.local / 'results.json').write_text(
     json.dumps({'heldout': result, 'yardsticks': marks}, indent=2)

@@ -13,7 +13,13 @@ from hope import compilation_cache
 from hope.compilation_cache import ProgramFolder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-SETTINGS = ('XDG_CACHE_HOME', 'JAX_COMPILATION_CACHE_DIR')
+SETTINGS = (
+  'XDG_CACHE_HOME',
+  'JAX_COMPILATION_CACHE_DIR',
+  'JAX_COMPILATION_CACHE_MAX_SIZE',
+  'JAX_ENABLE_COMPILATION_CACHE',
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS',
+)
 # A command that compiles two programs.
 PROGRAM = """
 import sys

@@ -14,7 +14,11 @@ import jax
 import numpy as np
 import pytest
 
+from hope import compilation_cache
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+compilation_cache.use()
 
 
 @pytest.fixture
@@ -40,41 +44,28 @@ def libtpu(tmp_path_factory) -> pathlib.Path:
   return folder
 
 
-def cpu_devices(
-  count: int, cache: pathlib.Path | None = None
-) -> dict[str, str]:
+def cpu_devices(count: int) -> dict[str, str]:
   """The environment of a program with so many devices.
 
   Its code is not optimised by LLVM, as it takes longer to compile than to run.
-
-  Args:
-    count: of devices.
-    cache: a folder where all that is compiled is kept; None for none.
   """
-  environment = os.environ | {
+  return os.environ | {
     'JAX_PLATFORMS': 'cpu',
     'JAX_NUM_CPU_DEVICES': str(count),
     'XLA_FLAGS': '--xla_backend_optimization_level=0',
   }
-  if cache:
-    environment |= {
-      'JAX_COMPILATION_CACHE_DIR': str(cache),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    }
-  return environment
 
 
-def run_program(
-  program: str,
-  *arguments: object,
-  devices: int,
-  cache: pathlib.Path | None = None,
-) -> Any:
+# What a program that is no command of hope begins with.
+USE_CACHE = 'from hope import compilation_cache; compilation_cache.use()\n'
+
+
+def run_program(program: str, *arguments: object, devices: int) -> Any:
   """What a program prints last, as JSON; it has an interpreter of its own."""
   done = subprocess.run(
-    [sys.executable, '-c', program, *map(str, arguments)],
+    [sys.executable, '-c', USE_CACHE + program, *map(str, arguments)],
     cwd=ROOT,
-    env=cpu_devices(devices, cache),
+    env=cpu_devices(devices),
     capture_output=True,
     text=True,
     timeout=400,

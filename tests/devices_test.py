@@ -49,26 +49,20 @@ print(json.dumps({
 """
 
 
-def run(devices, accumulate, cache):
-  # The step is compiled once to be read, and once to run.
-  return run_program(PROGRAM, accumulate, devices=devices, cache=cache)
+def run(devices, accumulate):
+  return run_program(PROGRAM, accumulate, devices=devices)
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('cache')
-
-
-@pytest.fixture(scope='module')
-def alone(cache):
-  return run(1, 1, cache)
+def alone():
+  return run(1, 1)
 
 
 @pytest.mark.xdist_group('devices')
 @pytest.mark.slow  # meshes of one process and of several are tested by default
 @pytest.mark.parametrize(('devices', 'accumulate'), [(2, 1), (3, 2)])
-def test_devices_change_nothing_but_rounding(alone, cache, devices, accumulate):
-  shared = run(devices, accumulate, cache)
+def test_devices_change_nothing_but_rounding(alone, devices, accumulate):
+  shared = run(devices, accumulate)
   assert alone['devices'] == 1 and alone['reduced'] == []
   # Of three devices two take part: three do not divide four rows.
   assert shared['devices'] == 2

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import types
 
-from conftest import cpu_devices
+from conftest import USE_CACHE, cpu_devices
 import jax
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ if jax.process_index() == 0:
 """
 
 
-def run(cache, devices, processes=1, order=None, **config):
+def run(devices, processes=1, order=None, **config):
   """Losses and parameters of five steps; order is that of the devices."""
   from conftest import free_port
 
@@ -86,9 +86,9 @@ def run(cache, devices, processes=1, order=None, **config):
     options = {'distributed': distributed, 'config': config, 'order': order}
     running.append(
       subprocess.Popen(
-        [sys.executable, '-c', PROGRAM, json.dumps(options)],
+        [sys.executable, '-c', USE_CACHE + PROGRAM, json.dumps(options)],
         cwd=ROOT,
-        env=cpu_devices(devices, cache),
+        env=cpu_devices(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -120,19 +120,14 @@ def axes(sizes):
 
 
 @pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  return tmp_path_factory.mktemp('cache')
-
-
-@pytest.fixture(scope='module')
-def alone(cache):
+def alone():
   """Results on one device, by mixer and optimizer."""
   results = {}
 
   def find(mixer, name):
     if (mixer, name) not in results:
       config = {'model.mixer': mixer, 'optimizer.name': name}
-      results[mixer, name] = run(cache, 1, **config)
+      results[mixer, name] = run(1, **config)
     return results[mixer, name]
 
   return find
@@ -158,10 +153,10 @@ def alone(cache):
   ],
 )
 def test_a_mesh_changes_nothing_but_rounding(
-  cache, alone, processes, mixer, name, sizes
+  alone, processes, mixer, name, sizes
 ):
   config = {'model.mixer': mixer, 'optimizer.name': name}
-  result = run(cache, 8 // processes, processes, **config, **axes(sizes))
+  result = run(8 // processes, processes, **config, **axes(sizes))
   assert_equal(result, alone(mixer, name))
 
 
@@ -170,11 +165,11 @@ def test_a_mesh_changes_nothing_but_rounding(
   'sizes',
   [(8, 1, 1, 1), pytest.param((2, 2, 2, 1), marks=pytest.mark.slow)],
 )
-def test_a_process_whose_rows_are_no_neighbours(cache, alone, sizes):
+def test_a_process_whose_rows_are_no_neighbours(alone, sizes):
   """As on a TPU, whose hosts are blocks of the torus."""
   order = [0, 1, 4, 5, 2, 6, 3, 7]
   mixer = {'model.mixer': 'attention'}
-  result = run(cache, 4, 2, order, **mixer, **axes(sizes))
+  result = run(4, 2, order, **mixer, **axes(sizes))
   assert_equal(result, alone('attention', 'adamw'))
 
 
@@ -243,22 +238,21 @@ def test_rows_of_the_hosts_of_a_tpu(monkeypatch, shape, host, sizes):
 @pytest.mark.xdist_group('mesh')
 @pytest.mark.slow
 @pytest.mark.parametrize('variant', ['sequential', 'independent'])
-def test_in_context_levels_on_a_mesh(cache, variant):
+def test_in_context_levels_on_a_mesh(variant):
   config = {
     'model.cms.mode': 'in_context',
     'model.cms.variant': variant,
     'model.cms.periods': (8, 16),
     'model.titans.q_memory': True,
   }
-  expected = run(cache, 1, **config)
-  assert_equal(run(cache, 8, **config, **axes((1, 2, 2, 2))), expected)
+  expected = run(1, **config)
+  assert_equal(run(8, **config, **axes((1, 2, 2, 2))), expected)
 
 
 @pytest.mark.xdist_group('mesh')
 @pytest.mark.slow
-def test_processes_as_slices(cache, alone):
+def test_processes_as_slices(alone):
   result = run(
-    cache,
     2,
     2,
     **{'model.mixer': 'attention', 'mesh.slices': 2, 'mesh.fsdp': 2},

@@ -46,7 +46,7 @@ TITANS = '--config.model.mixer=titans'
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
-  """A folder with a configuration and a compilation cache."""
+  """A folder with texts and a configuration."""
   folder = tmp_path_factory.mktemp('home')
   write_texts(folder / 'text', 100)
   (folder / 'tiny.py').write_text(
@@ -91,7 +91,7 @@ class Gang:
             *flags,
           ],
           cwd=ROOT,
-          env=cpu_devices(devices, home / 'cache')
+          env=cpu_devices(devices)
           | {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=0'},
           stdout=subprocess.PIPE,
           stderr=subprocess.STDOUT,

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.xdist_group('run')
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
-  """A folder with a corpus, a configuration and a compilation cache."""
+  """A folder with a corpus and a configuration."""
   folder = tmp_path_factory.mktemp('home')
   write_texts(folder / 'text', 400)
   (folder / 'tiny.py').write_text(
@@ -55,16 +55,12 @@ def home(tmp_path_factory):
   return folder
 
 
-def environment(home):
-  return cpu_devices(2, home / 'cache')
-
-
 def start(home, workdir, *overrides):
   command = [sys.executable, '-m', 'hope.main', f'--config={home}/tiny.py']
   return subprocess.Popen(
     [*command, f'--workdir={workdir}', *overrides],
     cwd=ROOT,
-    env=environment(home),
+    env=cpu_devices(2),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -212,7 +208,7 @@ def test_generate(home, finished):
     done = subprocess.run(
       [*command, '--prompt=memory ', '--tokens=20', *flags],
       cwd=ROOT,
-      env=environment(home),
+      env=cpu_devices(2),
       capture_output=True,
       text=True,
       timeout=200,
@@ -326,7 +322,7 @@ def test_command_line_errors(home, flags, message):
   done = subprocess.run(
     [sys.executable, '-m', 'hope.main', *(f.format(home=home) for f in flags)],
     cwd=ROOT,
-    env=environment(home),
+    env=cpu_devices(2),
     capture_output=True,
     text=True,
     timeout=100,

@@ -2,8 +2,9 @@
 
   python -m hope.generate --workdir=runs/smoke --prompt="def "
 
-The whole prompt goes through the model in one pass, whose state is carried
-into decoding: O(1) work per token for Hope, whatever was read before.
+The state after the prompt is carried into decoding: O(1) work per token for
+Hope, whatever was read before. Texts and prompts of every length need the same
+programs, so that a second start compiles nothing.
 """
 
 import json

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from flax import nnx
 import jax
 from jax.extend import core
 import jax.numpy as jnp
@@ -74,6 +75,53 @@ def test_temperature_and_top_k_need_no_compilation(model):
   for temperature, top_k in ((0.0, 0), (0.3, 40), (2, 3), (1.5, 10**6)):
     generate(model, temperature=temperature, top_k=top_k, seed=7)
   assert decode._cache_size() == before
+
+
+@pytest.fixture(
+  scope='module',
+  params=['attention', pytest.param('titans', marks=pytest.mark.slow)],
+)
+def small(request):
+  """(structure, parameters) of two layers with a mixer."""
+  config = config_lib.base_config()
+  config.model.mixer = request.param
+  config.model.num_layers, config.model.width = 2, 16
+  config.model.num_heads, config.data.seq_len = 2, 32
+  config.model.titans.chunk_size = config.model.titans.projection_chunk_size = 8
+  resolved = config_lib.resolve(config, VOCAB)
+  return jax.jit(lambda: step_lib.build_model(resolved))()
+
+
+def test_two_programs_serve_every_length(small, monkeypatch):
+  monkeypatch.setattr(sampling, 'PIECE', 8)
+  graph, params = small
+  merge, traced = nnx.merge, []
+  whole = jax.jit(lambda params, x: merge(graph, params)(x)[0])
+
+  def counted(structure, *rest):
+    traced.append(structure)
+    return merge(structure, *rest)
+
+  monkeypatch.setattr(nnx, 'merge', counted)
+  rng = np.random.default_rng(0)
+  for length, tokens in ((3, 14), (8, 1), (20, 5), (7, 9), (16, 8)):
+    prompt = rng.integers(VOCAB, size=(2, length), dtype=np.int32)
+    new = sampling.generate(graph, params, prompt, tokens, temperature=0.0)
+    text = np.concatenate([prompt, new], axis=1)
+    padded = np.pad(text, ((0, 0), (0, 25 - text.shape[1])))
+    logits = whole(params, padded)[:, length - 1 : text.shape[1] - 1]
+    np.testing.assert_array_equal(new, np.argmax(logits, axis=-1))
+  assert sum(x is graph for x in traced) == 3  # start, prefill, decode
+
+
+def test_a_longer_text_begins_as_a_shorter_one(small, monkeypatch):
+  monkeypatch.setattr(sampling, 'PIECE', 8)
+  long, short = (
+    sampling.generate(*small, PROMPT, tokens, temperature=2.0, seed=1)
+    for tokens in (21, 4)
+  )
+  np.testing.assert_array_equal(long[:, :4], short)
+  assert len(np.unique(long)) > 5
 
 
 def shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:

@@ -26,7 +26,10 @@ from typing import Any
 
 from absl import logging
 import jax
-from jax._src import compilation_cache as jax_cache
+from jax._src import compilation_cache
+
+_jax_cache: Any = compilation_cache
+_jax_open = _jax_cache.get_file_cache
 
 _BOUND = 2 << 30  # bytes, by default
 # Beyond the bound, the least recently used programs go until so much is left.
@@ -137,32 +140,31 @@ def use() -> None:
 
   Where the folder cannot be used, a line is logged, and nothing is kept.
   """
-  if not jax.config.jax_enable_compilation_cache:
+  config: Any = jax.config
+  if not config.jax_enable_compilation_cache:
     return
   # Even a small program is read in less time than it is compiled in.
   _set_default('jax_persistent_cache_min_compile_time_secs', 0)
   _set_default('jax_compilation_cache_max_size', _BOUND)
-  path = jax.config.jax_compilation_cache_dir
+  path = config.jax_compilation_cache_dir
   try:
     path = path or str(default_folder())
     if '://' not in path:
       pathlib.Path(path).mkdir(parents=True, exist_ok=True)
   except (OSError, RuntimeError) as error:
     _warn(path, error)
-    jax.config.update('jax_enable_compilation_cache', False)
+    config.update('jax_enable_compilation_cache', False)
     return
-  jax.config.update('jax_compilation_cache_dir', path)
-  jax_cache.get_file_cache = _open
-
-
-_jax_open = jax_cache.get_file_cache
+  config.update('jax_compilation_cache_dir', path)
+  _jax_cache.get_file_cache = _open
 
 
 def _open(path: str) -> Any:
   """The cache in a folder, and its path, as jax asks for them."""
   if '://' in path:
     return _jax_open(path)
-  return ProgramFolder(path, jax.config.jax_compilation_cache_max_size), path
+  config: Any = jax.config
+  return ProgramFolder(path, config.jax_compilation_cache_max_size), path
 
 
 def _set_default(name: str, value: int) -> None:

@@ -22,16 +22,15 @@ SETTINGS = (
 )
 # A command that compiles two programs.
 PROGRAM = """
-import sys
 from hope import command_line
 
-def main(argv):
+def main(flags):
   import jax
   from hope import compilation_cache
   x = jax.jit(lambda x: x @ x + 1)(jax.numpy.eye(3))
   print(float(x.sum()), compilation_cache.loaded(), flush=True)
 
-command_line.run(main)
+command_line.run(main, lambda flags: None)
 """
 
 

@@ -20,9 +20,7 @@ from .gradient_descent import second_moments as second_moments
 from .matrices import MatrixAxes as MatrixAxes
 from .matrices import SplitAxes as SplitAxes
 from .matrices import matrix_axes as matrix_axes
-from .matrices import newton_schulz as newton_schulz
 from .matrices import on_matrices as on_matrices
-from .matrices import orthogonalize as orthogonalize
 from .matrices import stacked_matrix_axes as stacked_matrix_axes
 from .momentum import MomentumState as MomentumState
 from .momentum import delta_momentum as delta_momentum
@@ -36,6 +34,8 @@ from .momentum import (
 from .multi_scale_momentum import ScaleByM3State as ScaleByM3State
 from .multi_scale_momentum import m3 as m3
 from .multi_scale_momentum import scale_by_m3 as scale_by_m3
+from .orthogonalization import newton_schulz as newton_schulz
+from .orthogonalization import orthogonalize as orthogonalize
 from .timescales import EveryState as EveryState
 from .timescales import every as every
 from .timescales import label_by_path as label_by_path

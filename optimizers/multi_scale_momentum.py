@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
-from . import arguments, matrices
+from . import arguments, matrices, orthogonalization
 from .momentum import with_learning_rate
 
 
@@ -47,7 +47,7 @@ def scale_by_m3(
   scale_by_shape: bool = False,
   consistent_rms: float | None = None,
   ns_steps: int = 5,
-  ns_coefficients: Sequence[Any] = matrices.COEFFICIENTS,
+  ns_coefficients: Sequence[Any] = orthogonalization.COEFFICIENTS,
   ns_dtype: Any = None,
   mu_dtype: Any = None,
   slow_dtype: Any = None,
@@ -113,7 +113,7 @@ def scale_by_m3(
       sqrt(max(inputs, outputs)) instead; 0.2 gives them the size of those of
       AdamW.
     ns_steps: steps of Newton-Schulz.
-    ns_coefficients: of Newton-Schulz; see `matrices.newton_schulz`.
+    ns_coefficients: of Newton-Schulz; see `orthogonalization.newton_schulz`.
     ns_dtype: of the iteration; None: that of the gradients.
     mu_dtype: of the two memories; None: that of the parameters.
     slow_dtype: of the slow memory and its direction; None: `mu_dtype` and that
@@ -123,7 +123,7 @@ def scale_by_m3(
       or a function from a tree to one; all leaves have to be matrices or stacks
       of them. None: `matrix_axes`.
     mesh: whose devices share the matrices of one shape; see
-      `matrices.orthogonalize`.
+      `orthogonalization.orthogonalize`.
 
   Returns:
     An `optax.GradientTransformation`.
@@ -162,7 +162,7 @@ def scale_by_m3(
 
   def orthogonalize(tree, like):
     """Of a memory, in the type of the gradients."""
-    return matrices.orthogonalize(
+    return orthogonalization.orthogonalize(
       optax.tree.cast_like(tree, like),
       axes,
       mesh=mesh,
@@ -310,7 +310,7 @@ def m3(
   scale_by_shape: bool = False,
   consistent_rms: float | None = None,
   ns_steps: int = 5,
-  ns_coefficients: Sequence[Any] = matrices.COEFFICIENTS,
+  ns_coefficients: Sequence[Any] = orthogonalization.COEFFICIENTS,
   ns_dtype: Any = None,
   mu_dtype: Any = None,
   slow_dtype: Any = None,

@@ -10,19 +10,21 @@ training loss; where the best is at the end of the grid, the grid goes on. The
 parameters that a rule of matrices leaves to AdamW take AdamW's best rate. Then
 seeds 0, 1, 2, and the same with the update of every step scaled to one norm,
 the same for all: a control that compares directions alone.
+
+All have the same helpers: clipping, schedule, no weight decay; Muon and M3 the
+same decay of the momentum, Muon's factor of shapes, and each runs with and
+without Nesterov's look-ahead.
 """
 
 from collections.abc import Callable
-import gzip
 import json
 import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 from flax import nnx
 import jax
-import jax.numpy as jnp
 import matplotlib
 
 matplotlib.use('agg')
@@ -32,147 +34,33 @@ import optax
 import rich.console
 import rich.table
 
+from experiments import optimizer_tasks as tasks
 from hope import command_line
-from hope import data as data_lib
-from hope.config import base_config, resolve
-from hope.model import Hope
 from hope.training import inputs as inputs_lib
 import optimizers
 
 _SWEEP_SEED = 100
-_MATRICES = ('muon', 'm3', 'delta_gradient_descent')
+# Options of M3; Muon is one of its forms (a test holds it equal to optax's).
+_MUON = {'alpha': 0.0, 'second_moment': False}
+_FORMS: dict[str, dict[str, Any]] = {
+  f'{name}{look}': {**options, 'nesterov': bool(look)}
+  for name, options in (
+    ('muon', _MUON),
+    ('m3 with V', {'second_moment': True}),
+    ('m3 without V', {'second_moment': False}),
+  )
+  for look in ('', ', nesterov')
+}
+_MATRICES = (*_FORMS, 'delta_gradient_descent')
 # Middle of the sweep of each; its steps are factors of sqrt(10).
 _MIDDLE = {
   'adamw': 3e-3,
-  'muon': 2e-2,
-  'm3': 2e-2,
+  **dict.fromkeys(_FORMS, 2e-2),
   'delta_gradient_descent': 3e-1,
   'delta_momentum': 1e-1,
   'deep_momentum': 1.0,
 }
 _GRID = 10**0.5
-
-
-class Task(NamedTuple):
-  """What is learned.
-
-  Attributes:
-    build: from a seed to a model.
-    loss: (model, batch) -> (mean loss, accuracy).
-    train: tree of [examples, ...].
-    test: the same, held out.
-    batch: examples of a step.
-  """
-
-  build: Callable[[int], nnx.Module]
-  loss: Callable[[Any, Any], tuple[jax.Array, jax.Array]]
-  train: Any
-  test: Any
-  batch: int
-
-
-class EncoderBlock(nnx.Module):
-  """Attention and MLP of a Transformer's encoder, normalised before."""
-
-  def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs):
-    self.heads = heads
-    self.norm_1, self.norm_2 = (nnx.LayerNorm(width, rngs=rngs) for _ in '12')
-    self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)
-    self.output = nnx.Linear(width, width, rngs=rngs)
-    self.up = nnx.Linear(width, 4 * width, rngs=rngs)
-    self.down = nnx.Linear(4 * width, width, rngs=rngs)
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns x [b, t, width], mixed."""
-    qkv = self.qkv(self.norm_1(x))
-    q, k, v = jnp.split(qkv.reshape(*x.shape[:2], self.heads, -1), 3, axis=-1)
-    y = jax.nn.dot_product_attention(q, k, v)
-    x += self.output(y.reshape(x.shape))
-    return x + self.down(jax.nn.gelu(self.up(self.norm_2(x))))
-
-
-class ViT(nnx.Module):
-  """Images [b, 28, 28] to logits [b, 10], by the mean over 49 patches."""
-
-  def __init__(self, width: int = 64, blocks: int = 4, *, rngs: nnx.Rngs):
-    self.embed = nnx.Linear(16, width, rngs=rngs)
-    place = 0.02 * jax.random.normal(rngs.params(), (49, width))
-    self.place = nnx.Param(place)
-    self.blocks = nnx.List(
-      [EncoderBlock(width, 4, rngs=rngs) for _ in range(blocks)]
-    )
-    self.norm = nnx.LayerNorm(width, rngs=rngs)
-    self.head = nnx.Linear(width, 10, rngs=rngs)
-
-  def __call__(self, images: jax.Array) -> jax.Array:
-    """Returns the logits of images [b, 28, 28]."""
-    b = images.shape[0]
-    patches = images.reshape(b, 7, 4, 7, 4).transpose(0, 1, 3, 2, 4)
-    x = self.embed(patches.reshape(b, 49, 16)) + self.place[...]
-    for block in self.blocks:
-      x = block(x)
-    return self.head(self.norm(x).mean(axis=1))
-
-
-def _mean_loss(logits, labels):
-  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  return loss.mean(), jnp.mean(jnp.argmax(logits, axis=-1) == labels)
-
-
-def _idx(folder: pathlib.Path, name: str, skip: int) -> np.ndarray:
-  file = folder / name
-  if not file.exists():
-    raise ValueError(
-      f'{file} is missing: install the Debian package dataset-fashion-mnist, '
-      'or name the folder of its four files by --images.'
-    )
-  with gzip.open(file) as stream:
-    return np.frombuffer(stream.read(), np.uint8, offset=skip)
-
-
-def vit(folder: pathlib.Path) -> Task:
-  """10,000 images to learn from, 2,000 held out."""
-
-  def split(name, count):
-    images = _idx(folder, f'{name}-images-idx3-ubyte.gz', 16)
-    labels = _idx(folder, f'{name}-labels-idx1-ubyte.gz', 8)[:count]
-    images = images.reshape(-1, 28, 28)[:count] / np.float32(255) - 0.3
-    return {'images': jnp.asarray(images), 'labels': jnp.asarray(labels, int)}
-
-  return Task(
-    lambda seed: ViT(rngs=nnx.Rngs(seed)),
-    lambda model, batch: _mean_loss(model(batch['images']), batch['labels']),
-    split('train', 10_000),
-    split('t10k', 2_000),
-    128,
-  )
-
-
-def lm(steps: int) -> Task:
-  """Sequences of 128 bytes of this Python's sources, enough for `steps`."""
-  config = base_config()
-  config.model.num_layers, config.model.width = 2, 64
-  config.model.remat = False
-  config.model.titans.chunk_size = 16
-  config.model.titans.projection_chunk_size = 16
-  config.data.seq_len, config.data.batch_size = 128, 8
-  config.train.eval_batches = 16
-  data = data_lib.open_data(config)
-  config = resolve(config, data.vocab_size)
-  stream = iter(data.train_iterator())
-  join = lambda batches: jax.tree.map(
-    lambda *x: jnp.concatenate(x),
-    *[{k: b[k] for k in ('inputs', 'targets')} for b in batches],
-  )
-  return Task(
-    lambda seed: Hope(config, rngs=nnx.Rngs(seed)),
-    lambda model, batch: _mean_loss(
-      model(batch['inputs'])[0], batch['targets']
-    ),
-    join([next(stream) for _ in range(steps)]),
-    join(data.eval_batches()),
-    8,
-  )
 
 
 def is_matrix(keys: Any) -> bool:
@@ -182,10 +70,18 @@ def is_matrix(keys: Any) -> bool:
   return names[-1] in ('kernel', 'up', 'down') and not outside & set(names)
 
 
-def _axes(params):
+def matrix_axes(params: Any) -> Any:
+  """The axes of the matrices that `is_matrix` names."""
   axes = optimizers.MatrixAxes(-2, -1)
   return jax.tree_util.tree_map_with_path(
     lambda keys, _: axes if is_matrix(keys) else None, params
+  )
+
+
+def labels(matrix: str, other: str) -> Callable[[Any], Any]:
+  """From parameters to which rule takes each."""
+  return lambda params: jax.tree_util.tree_map_with_path(
+    lambda keys, _: matrix if is_matrix(keys) else other, params
   )
 
 
@@ -193,14 +89,14 @@ def direction(name: str, rate: Any) -> Any:
   """The rule without a learning rate; its updates point uphill."""
   if name == 'adamw':
     return optax.scale_by_adam(b2=0.95)
-  if name == 'muon':
-    return optax.contrib.scale_by_muon(weight_dimension_numbers=_axes)
-  if name == 'm3':
-    return optimizers.scale_by_m3(axes=_axes)
+  if name in _FORMS:
+    return optimizers.scale_by_m3(
+      b1=0.95, axes=matrix_axes, scale_by_shape=True, **_FORMS[name]
+    )
   if name == 'delta_momentum':
-    return optimizers.scale_by_delta_momentum(axes=_axes)
+    return optimizers.scale_by_delta_momentum(axes=matrix_axes)
   if name == 'deep_momentum':
-    return optimizers.scale_by_deep_momentum(axes=_axes)
+    return optimizers.scale_by_deep_momentum(axes=matrix_axes)
   # Its learning rate is part of what it minimises.
   return optax.chain(
     optimizers.delta_gradient_descent(rate), optax.scale(-1 / rate)
@@ -227,9 +123,7 @@ def optimizer(name: str, rate: Any, other: Any, steps: int, matched: bool):
         'rule': rule,
         'adamw': optax.chain(direction('adamw', None), optax.scale(scale)),
       },
-      lambda params: jax.tree_util.tree_map_with_path(
-        lambda keys, _: 'rule' if is_matrix(keys) else 'adamw', params
-      ),
+      labels('rule', 'adamw'),
     )
   parts = [optax.clip_by_global_norm(1.0), rule]
   if matched:
@@ -238,7 +132,7 @@ def optimizer(name: str, rate: Any, other: Any, steps: int, matched: bool):
 
 
 def trainer(
-  task: Task, name: str, steps: int, matched: bool
+  task: tasks.Task, name: str, steps: int, matched: bool
 ) -> Callable[..., Any]:
   """Returns run(seed, rate, other) -> losses [steps], test loss, accuracy."""
   model = nnx.eval_shape(lambda: task.build(0))
@@ -298,21 +192,31 @@ def sweep(run, middle: float, other: float) -> tuple[float, dict[str, float]]:
   return middle * _GRID**best, losses
 
 
+def spread(x: list[float]) -> str:
+  """Mean and half the range."""
+  return f'{np.mean(x):.3f} +- {(max(x) - min(x)) / 2:.3f}'
+
+
 def main(options: flags.FlagValues) -> None:
   """Sweeps, runs, prints, writes and draws."""
   begin = time.time()
   if options.task == 'vit':
-    task = vit(pathlib.Path(options.images))
+    task = tasks.vit(pathlib.Path(options.images))
   else:
-    task = lm(options.steps)
+    task = tasks.lm(options.steps)
   workdir = pathlib.Path(options.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   seeds = range(options.seeds)
   results: dict[str, Any] = {}
   say = lambda text: print(f'[{time.time() - begin:5.0f} s] {text}', flush=True)
   rates, norm = {}, 0.0
+  chosen = dict(_MIDDLE)
+  if options.only:
+    if unknown := set(options.only) - set(_MIDDLE):
+      raise ValueError(f'--only: {unknown}; choose from {list(_MIDDLE)}')
+    chosen = {k: v for k, v in _MIDDLE.items() if k in ('adamw', *options.only)}
   for matched in (False, True):
-    for name, middle in _MIDDLE.items():
+    for name, middle in chosen.items():
       run = trainer(task, name, options.steps, matched)
       if not matched:
         rates[name], swept = sweep(run, middle, rates.get('adamw', 0.0))
@@ -345,7 +249,6 @@ def main(options: flags.FlagValues) -> None:
     table.add_column(
       column, justify='left' if column == columns[0] else 'right'
     )
-  spread = lambda x: f'{np.mean(x):.3f} +- {(max(x) - min(x)) / 2:.3f}'
   for name, r in results.items():
     table.add_row(
       name,
@@ -394,6 +297,12 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_integer(
     'steps', 300, 'Of each run.', lower_bound=10, flag_values=values
+  )
+  flags.DEFINE_multi_string(
+    'only',
+    None,
+    'Names of rules to run beside AdamW; repeat it. None: all.',
+    flag_values=values,
   )
   flags.DEFINE_integer(
     'seeds', 3, 'Runs of each.', lower_bound=1, flag_values=values

@@ -8,7 +8,12 @@ from absl import flags
 from conftest import ROOT
 import pytest
 
-from experiments import delta_momentum_toy, optimizer_race, optimizer_speed
+from experiments import (
+  delta_momentum_toy,
+  optimizer_changes,
+  optimizer_race,
+  optimizer_speed,
+)
 from hope import (
   accelerator,
   aot,
@@ -26,6 +31,7 @@ COMMANDS = {
   'accelerator': accelerator,
   'aot': aot,
   'delta_momentum_toy': delta_momentum_toy,
+  'optimizer_changes': optimizer_changes,
   'optimizer_race': optimizer_race,
   'optimizer_speed': optimizer_speed,
 }

@@ -5,6 +5,7 @@ that names the field; never in a traceback, never after a compilation.
 """
 
 from collections.abc import Callable, Iterator
+import itertools
 import json
 import math
 import re
@@ -61,6 +62,7 @@ MORE = {
 EXPERIMENTS = ('lm', 'mqar', 'smoke', 'text_memory', 'throughput')
 # Longest line, in letters.
 LONGEST = 1500
+_WORKDIRS = itertools.count()
 
 
 class Accepted(BaseException):
@@ -198,7 +200,7 @@ def before_compilation(monkeypatch):
 def run(home, make: Callable[[], Any], path: str, count: list[int]) -> None:
   """Takes one case through all that a run does before it compiles."""
   count[0] += 1
-  workdir = home / 'runs' / f'{path}-{count[0]}'
+  workdir = home / 'runs' / str(next(_WORKDIRS))
   line = refusal(lambda: loop.run(make(), str(workdir)))
   if line is not None:
     check_line(line, path)

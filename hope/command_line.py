@@ -133,16 +133,16 @@ class _Output(io.FileIO):
 
 def _open_output() -> None:
   """Prints what the terminal's encoding lacks as '?', and to closed pipes."""
-  if sys.stdout is None:  # closed before the start
+  old: Any = sys.stdout
+  if old is None:  # closed before the start
     return
-  output = _Output(sys.stdout.fileno(), 'w', closefd=False)
-  unbuffered = sys.stdout.write_through  # PYTHONUNBUFFERED
+  output = _Output(old.fileno(), 'w', closefd=False)
   sys.stdout = io.TextIOWrapper(
-    output if unbuffered else io.BufferedWriter(output),
-    encoding=sys.stdout.encoding,
+    output if old.write_through else io.BufferedWriter(output),
+    encoding=old.encoding,
     errors='replace',
-    line_buffering=bool(sys.stdout.line_buffering),
-    write_through=unbuffered,
+    line_buffering=old.line_buffering,
+    write_through=old.write_through,  # PYTHONUNBUFFERED
   )
 
 

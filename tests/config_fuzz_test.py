@@ -29,6 +29,7 @@ from hope import (
   topologies,
 )
 from hope import config as config_lib
+from hope.parallel import devices
 from hope.settings import FIELDS
 from hope.training import loop, optimizer
 from hope.training import step as step_lib
@@ -293,6 +294,8 @@ def test_every_flag_of_a_command(home, tmp_path, monkeypatch, module):
     (step_lib, 'build_model'),
   ):
     monkeypatch.setattr(target, name, stop)
+  # Other tests have touched the devices.
+  monkeypatch.setattr(devices, 'use_all_cores', lambda: None)
   monkeypatch.chdir(tmp_path)
   given = {
     main: [f'--config={home}/small.py', f'--workdir={tmp_path}'],

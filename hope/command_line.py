@@ -18,7 +18,7 @@ from absl import app, flags
 import ml_collections
 from ml_collections import config_flags
 
-from hope import errors
+from hope import errors, signals
 from hope.fields import Field, shown
 
 # Objects that are made between two searches for unreachable cycles.
@@ -172,6 +172,7 @@ def run(
     define_flags: defines them in what it is given.
   """
   _use_huge_pages()
+  signals.watch()
   _open_output()
   define_flags(flags.FLAGS)
 

@@ -33,6 +33,13 @@ def define_flags(values: flags.FlagValues) -> None:
     "or 'HOST:PORT,COUNT,ID'.",
     flag_values=values,
   )
+  flags.DEFINE_float(
+    'distributed_seconds',
+    300,
+    'How long to wait for the other processes at the start; then the exit code '
+    'is 75.',
+    flag_values=values,
+  )
 
 
 def main(values: flags.FlagValues) -> None:
@@ -47,7 +54,7 @@ def main(values: flags.FlagValues) -> None:
 
   devices.use_all_cores()
   try:
-    multihost.start(values.distributed)
+    multihost.start(values.distributed, values.distributed_seconds)
     if values.describe:
       config_lib.check(values.config)
       data = data_lib.open_data(values.config, values.workdir)

@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -333,7 +334,79 @@ def test_exit_codes_of_errors(error, training, code, capsys):
   assert traced == (code != multihost.MISUSED)
 
 
-def test_distributed_that_cannot_be_read():
-  for text in ('on', 'host:1,2', 'host,2,0', 'host:1,2,2', 'host:1,a,b'):
-    with pytest.raises(ValueError, match="must be 'off', 'auto' or"):
-      multihost.start(text)
+@pytest.mark.parametrize(
+  'text',
+  [
+    *('on', 'host:1,2', 'host,2,0', 'host:1,a,b', 'a:b,2,0', ':1,2,0', ''),
+    *('a:b:1,2,0', 'host:1,2,-1', 'host:1,2,0,0', 'h t:1,2,0', 'host:1e3,2,0'),
+    *('host:1,2,0\n', f'host:{10**20},2,0', f'host:1,{10**9},0', 'http://h:1'),
+  ],
+)
+def test_distributed_that_cannot_be_read(text):
+  with pytest.raises(ValueError, match="must be 'off', 'auto' or"):
+    multihost.start(text)
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('host:0,2,0', 'there is no port 0'),
+    ('host:70000,2,0', 'there is no port 70000'),
+    ('host:1,2,2', 'COUNT=2 and ID=2'),
+    ('[::1]:1,0,0', 'COUNT=0 and ID=0'),
+  ],
+)
+def test_distributed_out_of_range(text, message):
+  with pytest.raises(ValueError, match=message):
+    multihost.start(text)
+
+
+@pytest.mark.parametrize('seconds', [0, -1, float('nan'), float('inf')])
+def test_distributed_seconds(seconds):
+  with pytest.raises(ValueError, match='must be a positive number'):
+    multihost.start('host:1,2,1', seconds)
+
+
+@pytest.mark.parametrize('host', ['127.0.0.1', '0.0.0.0'])
+def test_a_port_that_is_in_use(host):
+  """In C++ it is a segmentation fault."""
+  with socket.create_server((host, 0)) as server:
+    port = server.getsockname()[1]
+    with pytest.raises(ValueError, match=f'cannot listen on port {port}'):
+      multihost.start(f'127.0.0.1:{port},2,0')
+
+
+def test_a_peer_that_never_comes():
+  """Neither for process 0 nor for one that waits for process 0."""
+  start = 'import sys; from hope.parallel import multihost as m; m.start(*{})'
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', start.format((text, 6))],
+      cwd=ROOT,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for text in (f'127.0.0.1:{free_port()},3,{i}' for i in (0, 1))
+  ]
+  for process in processes:
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == multihost.BROKEN, err
+    waiting, ended = err.splitlines()
+    assert waiting.startswith('waiting for the other 2 of 3 processes at 127.')
+    assert 'did not come within 6 s' in ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step(home, tmp_path, number):
+  gang = Gang(home, tmp_path / 'run', 2, 1, [TITANS])
+  while not (tmp_path / 'run' / 'config.json').exists():
+    assert all(p.poll() is None for p in gang.processes), gang.kill()
+    time.sleep(0.02)
+  for process in gang.processes:
+    process.send_signal(number)
+  codes, outputs, _ = gang.wait(20)
+  code = multihost.PREEMPTED if number == signal.SIGTERM else 130
+  assert code in codes, outputs
+  # The other one may have noticed the death first.
+  assert set(codes) <= {code, multihost.BROKEN, -signal.SIGABRT}, outputs

@@ -174,6 +174,34 @@ def test_sigterm_saves_and_a_kill_loses_nothing(home, finished):
   assert_same_end(workdir, finished)
 
 
+def test_ctrl_c_saves(home, finished):
+  workdir = home / 'interrupted'
+  process = start(home, workdir)
+  wait_for_step(process, workdir, 8)
+  process.send_signal(signal.SIGINT)
+  output, _ = process.communicate(timeout=100)
+  assert process.returncode == 0, output
+  assert 'Traceback' not in output
+  assert 8 <= restore(workdir).step < STEPS
+
+
+@pytest.mark.parametrize(
+  ('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_during_compilation_ends_a_run_at_once(home, number, code):
+  workdir = home / f'compiling_{code}'
+  process = start(home, workdir)
+  while not (workdir / 'config.json').exists():
+    assert process.poll() is None, process.stdout.read()
+    time.sleep(0.02)
+  begin = time.monotonic()
+  process.send_signal(number)
+  output, _ = process.communicate(timeout=100)
+  assert time.monotonic() - begin < 5
+  assert process.returncode == code, output
+  assert 'there was nothing to save' in output and 'Traceback' not in output
+
+
 def test_loss_that_is_not_finite_stops_the_run(home):
   workdir = home / 'diverged'
   code, output = complete(

@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import faulthandler
+import functools
 import json
+import math
 import os
 import re
-import signal
+import socket
 import sys
 import threading
 import traceback
@@ -17,7 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from hope import errors
+from hope import errors, signals
 
 # Exit codes of a process; launchers start again after the last three.
 DONE = 0
@@ -37,6 +39,15 @@ _STATUS = re.compile(
 # What the user can mend although training has begun. Other errors of files are
 # the network's or the bucket's.
 _MENDED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_ADDRESS = re.compile(
+  r'(?P<host>[^\s,/:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,9}),'
+  r'(?P<count>\d{1,6}),(?P<id>\d{1,6})',
+  re.ASCII,
+)
+# Seconds until the first line about what is waited for, and between others.
+_SAY_FIRST, _SAY_AGAIN = 5.0, 15.0
+# Seconds that jax waits longer than we, as it ends in an abort.
+_LATER = 60
 # Seconds until a silent process counts as dead.
 _HEARTBEAT = 60
 # Seconds that a process that is done waits for the others.
@@ -45,44 +56,136 @@ _SHUTDOWN = 60
 _PATIENCE = 10
 
 
-def start(distributed: str) -> None:
+def _parse(distributed: str) -> tuple[str, int, int]:
+  """Returns (address, count, index) of 'HOST:PORT,COUNT,ID'.
+
+  Raises:
+    ValueError: for anything else.
+  """
+  found = _ADDRESS.fullmatch(distributed)
+  if not found:
+    raise ValueError(
+      f"--distributed={distributed!r} must be 'off', 'auto' or "
+      "'HOST:PORT,COUNT,ID' with 0 <= ID < COUNT."
+    )
+  port, count, index = (int(found[name]) for name in ('port', 'count', 'id'))
+  if not 1 <= port < 1 << 16:
+    raise ValueError(
+      f'--distributed={distributed!r}: there is no port {port}; give one from '
+      '1 to 65535.'
+    )
+  if not 0 <= index < count:
+    raise ValueError(
+      f'--distributed={distributed!r} has COUNT={count} and ID={index}; give 1 '
+      'process or more, and to each another ID with 0 <= ID < COUNT.'
+    )
+  return f'{found["host"]}:{port}', count, index
+
+
+def _check_free(address: str) -> None:
+  """Makes sure that process 0 can listen: jax ends with a fault in C++.
+
+  Raises:
+    ValueError: if it cannot.
+  """
+  port = int(address.rpartition(':')[2])
+  kind = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+  with socket.socket(kind) as probe:
+    # jax does the same: connections that are being closed do not matter.
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if kind == socket.AF_INET6:
+      probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    try:
+      probe.bind(('', port))
+      probe.listen()
+    except OSError as error:
+      raise ValueError(
+        f'--distributed: process 0 cannot listen on port {port} '
+        f'({error.strerror}). Choose another port for all processes, or end '
+        'the program that has this one.'
+      ) from None
+
+
+@contextlib.contextmanager
+def _said(others: str, seconds: float) -> Iterator[None]:
+  """Says what is waited for, and ends this process if it takes too long.
+
+  jax would wait in silence and then abort with a stack of C++.
+  """
+  done = threading.Event()
+
+  def say() -> None:
+    waited, pause = 0.0, _SAY_FIRST
+    while not done.wait(pause := min(pause, seconds - waited)):
+      waited += pause
+      if waited >= seconds:
+        _print(
+          f'error: {others} did not come within {seconds:g} s. Are all '
+          'processes started, with the same address, and can they reach it?'
+        )
+        os._exit(BROKEN)
+      _print(f'waiting for {others} ... ({waited:g} of {seconds:g} s)')
+      pause = _SAY_AGAIN
+
+  threading.Thread(target=say, daemon=True).start()
+  try:
+    yield
+  finally:
+    done.set()
+
+
+def _print(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+def start(distributed: str, seconds: float = 300) -> None:
   """Joins the other processes; call it before jax touches any device.
 
   Args:
     distributed: 'off': there are none. 'auto': TPU, SLURM and other clusters
       that jax knows. 'HOST:PORT,COUNT,ID': where process 0 listens, how many
       processes there are, which this one is.
+    seconds: how long it waits for them; then it ends this process with
+      `BROKEN`.
 
   Raises:
-    ValueError: for any other text, or a cluster that is not found.
+    ValueError: for any other text, a cluster that is not found, or a port that
+      another program has.
   """
   if distributed == 'off':
     return
-  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  seconds = {
+  if not 0 < seconds < math.inf:
+    raise ValueError(
+      f'--distributed_seconds={seconds} must be a positive number of seconds.'
+    )
+  arguments: dict[str, Any] = {
     'heartbeat_timeout_seconds': _HEARTBEAT,
     'shutdown_timeout_seconds': _SHUTDOWN,
+    'initialization_timeout': math.ceil(seconds) + _LATER,
   }
-  if distributed == 'auto':
-    try:
-      jax.distributed.initialize(**seconds)
-    except ValueError as error:
-      raise ValueError(
-        '--distributed=auto found no cluster of several processes here '
-        f'({error}); use --distributed=off, or HOST:PORT,COUNT,ID.'
-      ) from None
-    return
-  parts = distributed.split(',')
+  others = 'the other processes of this cluster'
+  if distributed != 'auto':
+    address, count, index = _parse(distributed)
+    if index == 0:
+      _check_free(os.environ.get('JAX_COORDINATOR_BIND_ADDRESS', address))
+    arguments |= {
+      'coordinator_address': address,
+      'num_processes': count,
+      'process_id': index,
+    }
+    others = f'the other {count - 1} of {count} processes at {address}'
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  join = functools.partial(jax.distributed.initialize, **arguments)
   try:
-    address, count, index = parts[0], int(parts[1]), int(parts[2])
-    if len(parts) != 3 or ':' not in address or not 0 <= index < count:
-      raise ValueError
-  except (ValueError, IndexError):
+    with _said(others, seconds):
+      signals.take_over(PREEMPTED, join)
+  except ValueError as error:
+    if distributed != 'auto':
+      raise
     raise ValueError(
-      f"--distributed={distributed!r} must be 'off', 'auto' or "
-      "'HOST:PORT,COUNT,ID' with 0 <= ID < COUNT."
+      '--distributed=auto found no cluster of several processes here '
+      f'({error}); use --distributed=off, or HOST:PORT,COUNT,ID.'
     ) from None
-  jax.distributed.initialize(address, count, index, **seconds)
 
 
 def is_leader() -> bool:
@@ -115,20 +218,24 @@ def wait_for_all(name: str) -> None:
 def termination() -> Iterator[Callable[[int], bool]]:
   """Whether to stop: a function of the steps done, the same everywhere.
 
-  A SIGTERM, or a notice of maintenance, to one process stops all of them after
-  the same step. It is not deadly meanwhile.
+  Where `signals.watch` was called, as commands do, Ctrl-C or a SIGTERM is no
+  longer deadly once the function was called: the first step is compiled and
+  done, so there is something to save. One to one process stops all of them
+  after the same step, as does a notice of maintenance.
   """
-  if jax.distributed.is_initialized():
-    yield multihost_utils.reached_preemption_sync_point
-    return
-  received = []
-  before = signal.signal(
-    signal.SIGTERM, lambda number, frame: received.append(number)
-  )
+  stopped = threading.Event()
+  several = jax.distributed.is_initialized()
+
+  def stop(step: int) -> bool:
+    signals.save_first(signals.tell_runtime if several else stopped.set)
+    if several:
+      return bool(multihost_utils.reached_preemption_sync_point(step))
+    return stopped.is_set()
+
   try:
-    yield lambda step: bool(received)
+    yield stop
   finally:
-    signal.signal(signal.SIGTERM, before)
+    signals.save_first(None)
 
 
 class Watchdog:

@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM: at once, in a line, whatever the main thread does."""
+
+import signal
+import subprocess
+import sys
+import time
+
+from conftest import ROOT
+import pytest
+
+# Key derivation stands for a compilation: it does not return to Python.
+PROGRAM = """
+import hashlib, sys
+from hope import command_line, signals
+def main(argv):
+  if len(argv) > 1:
+    signals.save_first(lambda: print('saving', flush=True))
+  print('ready', flush=True)
+  hashlib.pbkdf2_hmac('sha256', b'', b'', (1 << 31) - 1)
+command_line.run(main)
+"""
+
+
+def start(*arguments):
+  process = subprocess.Popen(
+    [sys.executable, '-c', PROGRAM, *arguments],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == 'ready\n'
+  return process
+
+
+def end(process):
+  out, err = process.communicate(timeout=10)
+  return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+  ('number', 'code', 'name'),
+  [(signal.SIGINT, 130, 'Ctrl-C'), (signal.SIGTERM, 143, 'SIGTERM')],
+)
+def test_a_busy_program_ends(number, code, name):
+  process = start()
+  process.send_signal(number)
+  text = f'{name}: ended; there was nothing to save.\n'
+  assert end(process) == (code, '', text)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_training_saves_and_a_second_signal_ends_it(number):
+  process = start('training')
+  process.send_signal(number)
+  assert process.stdout.readline() == 'saving\n'
+  process.send_signal(number)  # a copy of the first one
+  time.sleep(1.2)
+  assert process.poll() is None
+  process.send_signal(signal.SIGTERM)
+  code, out, err = end(process)
+  assert (code, out) == (143, '')
+  saving, ended = err.splitlines()
+  assert 'saving after this step; once more ends at once' in saving
+  assert ended == 'SIGTERM again: ended without saving.'

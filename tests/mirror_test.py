@@ -28,31 +28,42 @@ def bucket(monkeypatch, tmp_path):
 
 
 def test_a_local_workdir_is_used_as_it_is(tmp_path):
-  files = mirror.Mirror(tmp_path / 'run')
-  assert files.local == tmp_path / 'run'
-  assert str(files.workdir) == str(tmp_path / 'run')
-  files.push()
-  assert list(tmp_path.iterdir()) == []
+  with mirror.Mirror(tmp_path / 'run') as files:
+    assert files.local == tmp_path / 'run'
+    assert str(files.workdir) == str(tmp_path / 'run')
+    files.push()
+  (left,) = (tmp_path / 'run').iterdir()
+  assert left.name == '.lock'
 
 
 def test_files_are_copied_and_a_run_goes_on_from_them(bucket, tmp_path):
-  files = mirror.Mirror('gs://bucket/run')
-  assert tmp_path in files.local.parents
-  (files.local / 'metrics.jsonl').write_text('{"step": 1}\n')
-  (files.local / 'tensorboard').mkdir()
-  (files.local / 'tensorboard' / 'events').write_bytes(b'\x00\x01')
-  files.push()
-  assert (files.workdir / 'tensorboard' / 'events').read_bytes() == b'\x00\x01'
-  # Lines that were written after the last push are gone with their machine.
-  (files.local / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2}\n')
-  again = mirror.Mirror('gs://bucket/run')
-  assert (again.local / 'metrics.jsonl').read_text() == '{"step": 1}\n'
+  with mirror.Mirror('gs://bucket/run') as files:
+    assert tmp_path in files.local.parents
+    (files.local / 'metrics.jsonl').write_text('{"step": 1}\n')
+    (files.local / 'tensorboard').mkdir()
+    (files.local / 'tensorboard' / 'events').write_bytes(b'\x00\x01')
+    files.push()
+    there = files.workdir / 'tensorboard' / 'events'
+    assert there.read_bytes() == b'\x00\x01'
+    # Lines that were written after the last push are gone with their machine.
+    (files.local / 'metrics.jsonl').write_text('{"step": 1}\n{"step": 2}\n')
+  with mirror.Mirror('gs://bucket/run') as again:
+    assert (again.local / 'metrics.jsonl').read_text() == '{"step": 1}\n'
+
+
+def test_a_second_run_leaves_the_files_of_the_first(bucket):
+  with mirror.Mirror('gs://bucket/run') as files:
+    (files.local / 'metrics.jsonl').write_text('{"step": 1}\n')
+    with pytest.raises(ValueError, match='Another run is at work in'):
+      mirror.Mirror('gs://bucket/run')
+    assert (files.local / 'metrics.jsonl').read_text() == '{"step": 1}\n'
 
 
 def test_what_another_run_of_this_name_left_is_not_pushed(bucket):
-  files = mirror.Mirror('gs://bucket/run')
-  (files.local / 'results.json').write_text('{}')
-  mirror.Mirror('gs://bucket/run').push()
+  with mirror.Mirror('gs://bucket/run') as files:
+    (files.local / 'results.json').write_text('{}')
+  with mirror.Mirror('gs://bucket/run') as again:
+    again.push()
   assert not (files.workdir / 'results.json').exists()
 
 

@@ -15,6 +15,7 @@ from conftest import cpu_devices, free_port, write_texts
 import pytest
 
 from hope.parallel import multihost
+from hope.training.checkpoint import CheckpointError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS, EVERY = 12, 4
@@ -311,6 +312,7 @@ def caused(error, cause):
   [
     (ValueError('a field'), False, multihost.MISUSED),
     (ValueError('a bug'), True, multihost.FAILED),
+    (CheckpointError('all are damaged'), False, multihost.MISUSED),
     (PermissionError(errno.EACCES, 'x'), False, multihost.MISUSED),
     (OSError(errno.ENOSPC, 'full'), True, multihost.MISUSED),
     (OSError(errno.EIO, 'a disk of the network'), True, multihost.BROKEN),

@@ -2,11 +2,18 @@
 
 import errno
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 
+from conftest import ROOT
+import jax.numpy as jnp
 import pytest
 
 from hope import config as config_lib
-from hope.training import workdir
+from hope.training import checkpoint, mirror, workdir
 
 
 def test_workdir_below_a_file(tmp_path):
@@ -82,3 +89,149 @@ def test_resumable_fields_exist_and_do_not_count():
   assert workdir.config_fingerprint(config) == before
   config.train.accumulate = 2
   assert workdir.config_fingerprint(config) != before
+
+
+HOSTILE = (
+  *('a[1]', 'a]b', 'a[b', 'a*', 'a?b', 'a\\b', 'a\nb', 'a\tb', 'a\x7f'),
+  *('a\udcff', 'a b', ' ', 'ünï', '日本', 'e\u0301', '{a,b}', 'a%20b', 'a#b'),
+  *('a:b', 'a.', '..a', '~a', '$HOME', 'a|zip:', '-a', "a'b", 'a"b', 'a;b'),
+)
+
+
+@pytest.mark.parametrize('name', HOSTILE, ids=ascii)
+def test_a_path_holds_checkpoints_or_is_refused(tmp_path, name):
+  """Orbax reads some names as a pattern: what it wrote is lost."""
+  state = {'x': jnp.arange(4)}
+  try:
+    files = mirror.Mirror(tmp_path / name)
+  except ValueError as error:
+    assert 'Choose a workdir' in str(error) or 'another workdir' in str(error)
+    assert '\n' not in str(error)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError):
+      checkpoint.Checkpointer(tmp_path / name / 'checkpoints', keep=1)
+    return
+  with files:
+    for _ in range(2):
+      folder = files.workdir / 'checkpoints'
+      with checkpoint.Checkpointer(folder, keep=1) as saver:
+        restored = saver.restore_latest(state)
+        if restored is None:
+          saver.save(1, state, data_state={})
+  assert restored.state['x'].tolist() == [0, 1, 2, 3]
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+  ('path', 'message'),
+  [
+    ('gs://', 'names no bucket'),
+    ('gs:///', 'names no bucket'),
+    ('://', 'names no bucket'),
+    ('gs://b/run[1]', 'could not be restored'),
+    ('nowhere://b/run', 'is not known here'),
+  ],
+)
+def test_a_bucket_that_cannot_be(path, message):
+  with pytest.raises(ValueError, match=message):
+    mirror.Mirror(path)
+
+
+def test_a_path_that_is_too_long_for_checkpoints(tmp_path):
+  folder = str(tmp_path)
+  while len(folder) < 3900:
+    folder += '/' + 'x' * 100
+  folder = folder[:4040].rstrip('/')
+  os.makedirs(folder)
+  with pytest.raises(ValueError, match='File name too long'):
+    mirror.Mirror(folder)
+
+
+@pytest.mark.parametrize('reading', [False, True])
+@pytest.mark.parametrize(
+  ('name', 'make'),
+  [
+    ('checkpoints', pathlib.Path.touch),
+    ('checkpoints', lambda path: path.symlink_to('nowhere')),
+    ('tensorboard', pathlib.Path.touch),
+    ('metrics.jsonl', pathlib.Path.mkdir),
+    ('results.json', pathlib.Path.mkdir),
+    ('tokenizer.json', pathlib.Path.mkdir),
+  ],
+)
+def test_a_file_where_a_run_has_a_folder(tmp_path, name, make, reading):
+  make(tmp_path / name)
+  with pytest.raises(ValueError, match=f'{name} is no (folder|file), but'):
+    mirror.Mirror(tmp_path, reading=reading)
+
+
+# A run that prints when it has its workdir, and then goes on for long.
+RUN = """
+import sys, time
+from hope.training import mirror
+with mirror.Mirror(sys.argv[1]):
+  print('at work', flush=True)
+  time.sleep(1e6)
+"""
+
+
+@pytest.fixture
+def other_run(tmp_path):
+  """A run of another process in tmp_path / 'run'."""
+  process = subprocess.Popen(
+    [sys.executable, '-c', RUN, str(tmp_path / 'run')],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == 'at work\n'
+  yield process
+  process.kill()
+  process.communicate()
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+def test_a_second_run_is_refused_until_the_first_ends(
+  tmp_path, other_run, number
+):
+  folder = tmp_path / 'run'
+  with pytest.raises(ValueError) as error:
+    mirror.Mirror(folder)
+  assert str(error.value).startswith(
+    f'Another run is at work in {folder}: process {other_run.pid} on '
+  )
+  mirror.Mirror(folder, reading=True)  # as hope.generate does
+  other_run.send_signal(number)
+  other_run.wait()
+  for _ in range(2):
+    with mirror.Mirror(folder):
+      with pytest.raises(ValueError, match=f'process {os.getpid()} on'):
+        mirror.Mirror(folder)
+
+
+def test_an_error_ends_the_lock(tmp_path):
+  with pytest.raises(KeyError):
+    with mirror.Mirror(tmp_path):
+      raise KeyError
+  with mirror.Mirror(tmp_path):
+    pass
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
+  def refuse(*_):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(workdir.fcntl, 'flock', refuse)
+  for _ in range(2):
+    mirror.Mirror(tmp_path)
+  assert caplog.text.count('has no locks (No locks available)') == 2
+
+
+def test_only_the_leader_locks(tmp_path, monkeypatch):
+  with mirror.Mirror(tmp_path):
+    monkeypatch.setattr(mirror.multihost, 'is_leader', lambda: False)
+    mirror.Mirror(tmp_path)
+    # All processes are refused if the leader is.
+    monkeypatch.setattr(mirror.multihost, 'gather', lambda x: ['taken', x])
+    with pytest.raises(ValueError, match='^taken$'):
+      mirror.Mirror(tmp_path)

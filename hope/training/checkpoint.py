@@ -141,11 +141,13 @@ class Checkpointer:
         is not restored. See `workdir.config_fingerprint`.
 
     Raises:
-      ValueError: if keep is not positive.
+      ValueError: if keep is not positive, or for a path that Orbax could not
+        read.
     """
     if keep < 1:
       raise ValueError(f'keep={keep}: at least 1 checkpoint must be kept.')
     self._directory = epath.Path(directory).absolute()
+    workdir_lib.check_name(self._directory)
     self._config_fingerprint = config_fingerprint
     # Step that this object saved or restored last.
     self._current: int | None = None

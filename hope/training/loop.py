@@ -129,7 +129,12 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
     OSError: if the workdir cannot be written.
   """
   devices.check_memory(config_lib.check(config))
-  files = Mirror(workdir)
+  with Mirror(workdir) as files:
+    return _run(config, files)
+
+
+def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
+  """Does what `run` says, in files that are this run's alone."""
   folder = files.local
   mesh = mesh_lib.make_mesh(config)
   rows = mesh_lib.rows(mesh, config.data.batch_size)

@@ -14,6 +14,9 @@ import tempfile
 from etils import epath
 import jax
 
+from hope.parallel import multihost
+from hope.training import workdir as workdir_lib
+
 # Copied back where a run goes on on another machine.
 _CONTINUED = ('metrics.jsonl', 'timing.jsonl', 'tokenizer.json')
 
@@ -25,6 +28,10 @@ def is_remote(workdir: str | os.PathLike[str]) -> bool:
 
 class Mirror:
   """The local folder of a run, and its copy in the workdir.
+
+  A context manager: it keeps a second run of this machine out, until it is left
+  or the process ends. Of several processes that share a folder the first one
+  has the lock.
 
   Attributes:
     local: where files are written; the workdir itself where it is local.
@@ -38,18 +45,37 @@ class Mirror:
       workdir: of the run.
       reading: whether to leave the run's own local folder alone, as a run may
         be writing there.
+
+    Raises:
+      ValueError: in all processes, if another run is at work there, or if the
+        path cannot hold a run or be written.
     """
+    self._lock = None
     if not is_remote(workdir):
       self.local = pathlib.Path(workdir).absolute()
       self.workdir = epath.Path(self.local)
+      workdir_lib.check_name(self.local)
+      workdir_lib.check_kinds(self.local)
+      if not reading:
+        self._take(self.local / '.lock', multihost.is_leader())
       return
-    self.workdir = epath.Path(workdir)
+    workdir_lib.check_name(workdir)
+    try:
+      self.workdir = epath.Path(workdir)
+    except KeyError:
+      raise ValueError(
+        f'The workdir {workdir} is of a kind that is not known here; give a '
+        'directory, or gs://BUCKET/DIRECTORY.'
+      ) from None
     name = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
     cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     self.local = pathlib.Path(cache) / 'hope-jax' / name
     self.local /= f'process_{jax.process_index()}'
     if reading:
       self.local = pathlib.Path(tempfile.mkdtemp(prefix='hope-jax-'))
+    else:
+      # Choice: a run of another machine in the same bucket is not noticed.
+      self._take(self.local.with_suffix('.lock'), True)
     # What is left there may be of another run of this name.
     shutil.rmtree(self.local, ignore_errors=True)
     self.local.mkdir(parents=True)
@@ -57,6 +83,29 @@ class Mirror:
       there = self.workdir / name
       if there.exists():
         (self.local / name).write_bytes(there.read_bytes())
+
+  def _take(self, path: pathlib.Path, mine: bool) -> None:
+    """Locks a file if it is this process's; all processes must call it."""
+    problem = ''
+    try:
+      if mine:
+        self._lock = workdir_lib.lock(path)
+    except (ValueError, OSError) as error:
+      problem = str(error)
+    problems = [text for text in multihost.gather(problem) if text]
+    if problems:
+      self._release()
+      raise ValueError(problems[0])
+
+  def _release(self) -> None:
+    if self._lock:
+      self._lock.close()
+
+  def __enter__(self) -> 'Mirror':
+    return self
+
+  def __exit__(self, kind, error, traceback) -> None:
+    self._release()
 
   def push(self) -> None:
     """Copies all local files into the workdir."""

@@ -1,10 +1,14 @@
 """The directory of a run: it can be written and has one configuration."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
-from typing import Any
+import pathlib
+import re
+import socket
+from typing import Any, TextIO
 import uuid
 
 from absl import logging
@@ -32,6 +36,104 @@ RESUMABLE_FIELDS = (
 )
 
 
+# Orbax takes these as a pattern of names, or as another directory.
+_PATTERN = re.compile(r'[][*?\\\x00-\x1f\x7f]')
+# What a file system says that has no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+# What a run has in its workdir.
+_FOLDERS = ('checkpoints', 'tensorboard')
+_FILES = (
+  *('config.json', 'metrics.jsonl', 'timing.jsonl', 'tokenizer.json'),
+  *('results.json', 'curves.png'),
+)
+# Letters of the longest name below `checkpoints`, folders included.
+_LONGEST = 140
+
+
+def check_name(workdir: str | os.PathLike[str]) -> None:
+  """Makes sure that checkpoints below this path can be found again.
+
+  Args:
+    workdir: absolute path of a directory, or gs://BUCKET/DIRECTORY.
+
+  Raises:
+    ValueError: if they cannot.
+  """
+  name = os.fspath(workdir)
+  shown = ascii(name)[1:-1]
+  if found := _PATTERN.search(name):
+    raise ValueError(
+      f'The path {shown} has {ascii(found[0])} in it: checkpoints there could '
+      'not be restored. Choose a workdir whose path has no [ ] * ? \\ and no '
+      'control characters.'
+    )
+  if re.search('[\ud800-\udfff]', name):
+    raise ValueError(f'The path {shown} is not UTF-8; choose another workdir.')
+  scheme, separator, rest = name.partition('://')
+  if separator and not (scheme and rest.strip('/')):
+    raise ValueError(
+      f'The workdir {shown} names no bucket; give gs://BUCKET/DIRECTORY.'
+    )
+
+
+def check_kinds(folder: pathlib.Path) -> None:
+  """Makes sure that no file is where a run has a folder, or the reverse.
+
+  Raises:
+    ValueError: if one is, which saving or writing would find out late.
+  """
+  for name in (*_FILES, *_FOLDERS):
+    path = folder / name
+    if os.path.lexists(path) and path.is_dir() != (name in _FOLDERS):
+      wanted = 'folder' if name in _FOLDERS else 'file'
+      raise ValueError(
+        f'{path} is no {wanted}, but a run has a {wanted} of this name. Move '
+        'it away, or choose another workdir.'
+      )
+
+
+def lock(path: pathlib.Path) -> TextIO:
+  """Locks a file for this process; makes it, and its folder.
+
+  The lock is gone when the file is closed or the process ends in whatever way.
+
+  Choice: on a file system without locks (some that are shared over a network),
+  one warning, and no protection.
+
+  Returns:
+    The open file, which names this process.
+
+  Raises:
+    ValueError: if another process has the lock.
+    OSError: if the file cannot be made.
+  """
+  check_writable(path.parent)
+  file = path.open('a+')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.seek(0)
+    holder = file.read(200).strip() or 'unknown'
+    file.close()
+    raise ValueError(
+      f'Another run is at work in {path.parent}: process {holder}. Wait for '
+      'its end, end it, or choose another workdir.'
+    ) from None
+  except OSError as error:
+    if error.errno not in _NO_LOCKS:
+      raise
+    logging.warning(
+      'The file system of %s has no locks (%s): nothing keeps a second run '
+      'from this workdir.',
+      path,
+      error.strerror,
+    )
+  file.truncate(0)
+  file.write(f'{os.getpid()} on {socket.gethostname()}\n')
+  file.flush()
+  return file
+
+
 def check_writable(workdir: str | os.PathLike[str]) -> None:
   """Makes sure that files can be written in workdir; makes the directory.
 
@@ -40,11 +142,13 @@ def check_writable(workdir: str | os.PathLike[str]) -> None:
   """
   workdir = epath.Path(workdir)
   # All processes of a run do this at once, and in containers many are number 1.
-  probe = workdir / f'.probe-{uuid.uuid4().hex}'
+  probe = workdir / f'.probe-{uuid.uuid4().hex}'.ljust(_LONGEST, '-')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    probe.write_text('probe')
-    probe.unlink()
+    try:
+      probe.write_text('probe')
+    finally:
+      probe.unlink(missing_ok=True)
   except OSError as error:
     raise OSError(
       error.errno or errno.EIO,

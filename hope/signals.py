@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from typing import NoReturn
 
 # A second signal ends the program, but not a copy of the first one: shells and
 # launchers pass on what the terminal has sent already. Seconds.
@@ -33,7 +34,7 @@ class _Watch:
 
   def __init__(self):
     self.save: Callable[[], None] | None = None
-    self.codes = {n: 128 + n for n in (signal.SIGINT, signal.SIGTERM)}
+    self.codes: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
     self.runtime: Callable[[int], None] | None = None
     self._saving_since: float | None = None
 
@@ -51,7 +52,7 @@ class _Watch:
     _say(f'{name}: saving after this step; once more ends at once.')
     self.save()
 
-  def _end(self, number: int, text: str) -> None:
+  def _end(self, number: int, text: str) -> NoReturn:
     _say(text)
     os._exit(self.codes[number])
 

@@ -14,6 +14,7 @@ import pathlib
 import subprocess
 import sys
 
+import pod_check
 import pod_gcloud
 import pod_local
 import pod_plan
@@ -54,7 +55,7 @@ def _add_grace(parser: argparse.ArgumentParser, seconds: int) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
   """Returns the parser of the command line, without what stands after --."""
-  parser = argparse.ArgumentParser(
+  parser = pod_check.Parser(
     prog='launch/pod.py',
     description=__doc__.split('\n')[0],
     allow_abbrev=False,
@@ -67,6 +68,10 @@ def make_parser() -> argparse.ArgumentParser:
     return made
 
   local = backend('local', 'processes on this machine')
+  local.description = (
+    'Ctrl-C, SIGTERM, or SIGHUP as a terminal is closed, asks all processes to '
+    'save; a second signal kills. Under nohup, SIGHUP ends nothing.'
+  )
   _add_supervised(local)
   _add_grace(local, 300)
   local.add_argument('--processes', type=int, required=True, metavar='N')
@@ -117,7 +122,7 @@ def make_plan(options: argparse.Namespace) -> pod_plan.Plan:
   Raises:
     ValueError: if an option is not allowed.
   """
-  pod_plan.check_common(options)
+  pod_check.check(options)
   plans = {
     'local': pod_plan.local,
     'tpu-vm': pod_gcloud.plan,

@@ -239,8 +239,6 @@ def resolve(options: argparse.Namespace) -> argparse.Namespace:
   Raises:
     ValueError: if a flag is not allowed.
   """
-  if options.slices < 1:
-    raise ValueError(f'--slices={options.slices} is too few; give 1 or more.')
   if options.action not in ('run', 'attach'):
     return options
   pod_plan.check_shared_workdir(options.workdir)

@@ -8,7 +8,6 @@ import argparse
 from collections.abc import Sequence
 import dataclasses
 import pathlib
-import re
 import shlex
 import sys
 
@@ -99,32 +98,6 @@ def training_command(
   ]
 
 
-def check_common(options: argparse.Namespace) -> None:
-  """Checks what all back ends have in common.
-
-  Raises:
-    ValueError: if the name, a number or a flag of training is not allowed.
-  """
-  name = getattr(options, 'name', None)
-  if name and not re.fullmatch(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?', name):
-    raise ValueError(
-      f'--name={name} is not allowed: at most 40 lower-case letters, digits '
-      "and '-', a letter first and no '-' last, such as hope-760m."
-    )
-  for field in ('max_restarts', 'grace_seconds', 'reset_seconds'):
-    if getattr(options, field, 0) < 0:
-      flag = field.replace('_', '-')
-      raise ValueError(
-        f'--{flag}={getattr(options, field)} is negative; give 0 or more.'
-      )
-  for flag in options.flags:
-    if re.match(r'--?(config|workdir|distributed)(=|$)', flag):
-      raise ValueError(
-        f'{flag} stands after --, but the launcher sets it; give --config and '
-        '--workdir before --, and leave out --distributed.'
-      )
-
-
 def check_config_file(config: str) -> None:
   """Raises ValueError if the experiment file is not there."""
   if not pathlib.Path(config.split(':')[0]).is_file():
@@ -174,14 +147,9 @@ def local(
     cpu: Whether to ask jax for CPU devices.
 
   Raises:
-    ValueError: if there is no process or device, or no place for the logs.
+    ValueError: if there is no place for the logs.
   """
   check_config_file(options.config)
-  for field in ('processes', 'devices_per_process'):
-    value = getattr(options, field)
-    if value is not None and value < 1:
-      flag = field.replace('_', '-')
-      raise ValueError(f'--{flag}={value} is too few; give 1 or more.')
   log_dir = options.log_dir or f'{options.workdir}/pod_logs'
   if '://' in log_dir:
     raise ValueError(
@@ -237,15 +205,14 @@ def slurm(options: argparse.Namespace) -> Plan:
   (jax/_src/clusters/slurm_cluster.py), so there are as many tasks as GPUs.
 
   Raises:
-    ValueError: if a number is too small, or GPUs would be left idle.
+    ValueError: if there is no task, or GPUs would be left idle.
   """
   check_config_file(options.config)
   gpus = options.gpus_per_node
   tasks = gpus if options.tasks_per_node is None else options.tasks_per_node
-  if options.nodes < 1 or gpus < 0 or tasks < 1:
+  if tasks < 1:
     raise ValueError(
-      f'--nodes={options.nodes} --gpus-per-node={gpus} '
-      f'--tasks-per-node={tasks}: give at least one node and one task.'
+      '--gpus-per-node=0 leaves no task; give GPUs, or --tasks-per-node=N.'
     )
   if gpus and tasks != gpus:
     raise ValueError(

@@ -115,8 +115,8 @@ def is_gone(pid):
   return stat.rpartition(')')[2].split()[0] in 'ZX'
 
 
-def launch(*arguments, env=None, **kwargs):
-  """Starts launch/pod.py."""
+def launch(*arguments, env=None, hangup=signal.SIG_DFL, **kwargs):
+  """Starts launch/pod.py; SIGHUP is as given, also where nohup runs tests."""
   return subprocess.Popen(
     [sys.executable, str(LAUNCH / 'pod.py'), *map(str, arguments)],
     cwd=ROOT,
@@ -124,6 +124,7 @@ def launch(*arguments, env=None, **kwargs):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
     **kwargs,
   )
 

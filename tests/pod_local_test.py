@@ -16,12 +16,12 @@ def gang(tmp_path):
   worker = pod_cases.write_stub(tmp_path)
   launched = []
 
-  def start(count, *options, flags=(), env=None):
+  def start(count, *options, flags=(), **kwargs):
     launched.append(
       pod_cases.launch(
         *('local', f'--config={pod_cases.CONFIG}', f'--workdir={workdir}'),
         *(f'--processes={count}', f'--worker={worker}', *options, '--', *flags),
-        env=env,
+        **kwargs,
       )
     )
     return launched[-1], workdir
@@ -108,6 +108,17 @@ def test_a_signal_is_passed_on_and_all_save(gang, number):
   assert 'stub 0 saved' in out
   assert 'stub 1 saved' in (workdir / 'pod_logs/process-1.log').read_text()
   pod_cases.started(workdir, 2)
+
+
+def test_under_nohup_the_end_of_a_terminal_ends_nothing(gang):
+  supervisor, workdir = gang(1, hangup=signal.SIG_IGN)
+  (told,) = pod_cases.started(workdir, 1)
+  supervisor.send_signal(signal.SIGHUP)
+  os.kill(told['pid'], signal.SIGHUP)
+  pod_cases.write(workdir / 'exit-all', '0')
+  code, out, _ = pod_cases.finish(supervisor)
+  assert code == 0
+  assert 'saved' not in out
 
 
 def test_a_second_signal_kills(gang):

@@ -12,6 +12,7 @@ import sys
 
 import pod_cases
 from pod_cases import pod
+import pod_check
 import pytest
 
 from experiments import smoke
@@ -235,15 +236,18 @@ def test_slurm_requeues_what_may_pass(tmp_path, code, restarts, requeued):
     ((*TPU_VM, '--config=no.py:a=1'), 'there is no file no.py'),
     ((*TPU_VM, '--accelerator-type=v5e-256'), 'v5e is called v5litepod'),
     ((*TPU_VM, '--accelerator-type=tpu7x-8'), 'on GKE only'),
-    ((*TPU_VM, '--slices=0'), '--slices=0 is too few'),
-    ((*TPU_VM, '--max-restarts=-1'), '--max-restarts=-1 is negative'),
+    ((*TPU_VM, '--slices=0'), '--slices=0 is not allowed: give 1 to'),
+    (
+      (*TPU_VM, '--max-restarts=-1'),
+      '--max-restarts=-1 is not allowed: give 0 to',
+    ),
     ((*GKE, '--workdir=runs/x'), '--workdir=runs/x is relative'),
     ((*SLURM, '--tasks-per-node=1'), '--tasks-per-node=1 differs from'),
-    ((*SLURM, '--nodes=0'), 'at least one node'),
-    (('local', '--processes=0'), '--processes=0 is too few'),
+    ((*SLURM, '--nodes=0'), '--nodes=0 is not allowed'),
+    (('local', '--processes=0'), '--processes=0 is not allowed'),
     (
       ('local', '--processes=1', '--devices-per-process=0'),
-      '--devices-per-process=0 is too few',
+      '--devices-per-process=0 is not allowed',
     ),
     (('local', '--processes=1'), 'give --log-dir='),
     ((*GKE, '--', '--workdir=x'), '--workdir=x stands after --'),
@@ -257,6 +261,106 @@ def test_mistakes_are_said_before_anything_runs(arguments, message, capsys):
   err = capsys.readouterr().err
   assert err.startswith('error: ')
   assert message in err
+
+
+def options_of(backend):
+  """The names of a back end's options, without what argparse checks."""
+  (choice,) = pod.make_parser()._subparsers._group_actions
+  return [
+    action
+    for action in choice.choices[backend]._actions
+    if action.dest not in ('help', *pod_check.CHOSEN)
+  ]
+
+
+BACKENDS = {
+  'local': ('local', '--processes=2', '--log-dir=logs'),
+  'tpu-vm': TPU_VM,
+  'gke': GKE,
+  'slurm': SLURM,
+}
+# Not allowed for any option that is a text, and for any that is a number.
+TEXTS = ('', 'a\nb', '\x1b[2J', 'a\rb', 'a\x7f', 'a\u2028b', 'a\udcffb')
+NUMBERS = ('-1', 'nan', 'inf', '-inf', '1e99', '', 'x', '1' * 5000, '9' * 18)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_what_no_option_of_any_back_end_takes(
+  backend, capsys, monkeypatch, tmp_path
+):
+  """A line that names the option and 2, before anything is made."""
+  monkeypatch.setattr(subprocess, 'run', None)
+  monkeypatch.setattr(subprocess, 'Popen', None)
+  monkeypatch.setattr(pathlib.Path, 'write_text', None)
+  found = options_of(backend)
+  assert len(found) > 8
+  for action in found:
+    assert action.dest in pod_check.RULES
+    for value in NUMBERS if action.type else TEXTS:
+      given = [*BACKENDS[backend], *COMMON[:2]]
+      given.append(f'{action.option_strings[-1]}={value}')
+      try:
+        code = pod.main(given)
+      except SystemExit as error:  # argparse's own
+        code = error.code
+      (line,) = capsys.readouterr().err.splitlines()
+      assert code == 2
+      assert line.startswith('error: ') and action.option_strings[-1] in line
+
+
+@pytest.mark.parametrize('flag', TEXTS)
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_what_no_flag_of_training_is(backend, flag, capsys):
+  given = [*BACKENDS[backend], *COMMON, '--', f'--note={flag}' * bool(flag)]
+  assert pod.main(given) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'is not allowed' in line
+
+
+@pytest.mark.parametrize(
+  ('backend', 'options'),
+  [
+    ('slurm', '--time=banana --time=1:2:3:4 --time=-5 --time=1-'),
+    ('slurm', '--partition=a\\ b --partition=-x --account=a;b --nodes=0'),
+    ('slurm', '--tasks-per-node=0 --gpus-per-node=0 --grace-seconds=1.5'),
+    ('gke', '--cluster=C --cluster=a/b --project=-p --zone=a_b --slices=0'),
+    ('gke', '--image=-x --image=a\\ b --tpu-type=v4/8 --name=1a'),
+    ('tpu-vm', '--valid-until-duration=soon --gcloud-ssh=x --gcloud-create=-'),
+    ('tpu-vm', '--poll-seconds=0 --runtime-version=-x --accelerator-type=-4'),
+    ('tpu-vm', '--workdir=gs:// --workdir=gs: --workdir=gs://b/[1]'),
+    ('tpu-vm', '--worker=\\"x --action=dance --reset-seconds=-0.1'),
+    ('local', '--log-dir=gs://b/logs --worker=\\\\ --workdir=a*'),
+  ],
+)
+def test_what_an_option_does_not_take(backend, options, capsys):
+  for option in shlex.split(options):
+    try:
+      code = pod.main([*BACKENDS[backend], *COMMON, option])
+    except SystemExit as error:
+      code = error.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2 and option.partition('=')[0] in line
+
+
+@pytest.mark.parametrize(
+  ('backend', 'options'),
+  [
+    ('slurm', '--time=0 --time=90 --time=1:30 --time=2-12 --time=2-12:30:00'),
+    ('slurm', '--partition=gpu,long --account=a.b@c --name=h'),
+    ('slurm', '--tasks-per-node=8 --workdir=/shared/run\\ 1 --nodes=1000'),
+    (
+      'gke',
+      '--project=example.com:p --project=123 --image=h:5000/a/b@sha256:0',
+    ),
+    ('gke', '--image=hope --tpu-type=tpu7x-4x4x4 --slices=64'),
+    ('tpu-vm', '--valid-until-duration=1h30m --gcloud-ssh=--internal-ip'),
+    ('tpu-vm', '--gcloud-create=--network=a=b --runtime-version=a.b_c-1'),
+    ('local', '--reset-seconds=0.5 --max-restarts=0 --grace-seconds=0'),
+  ],
+)
+def test_what_an_option_takes(backend, options):
+  for option in shlex.split(options):
+    assert plan(BACKENDS[backend], option).commands
 
 
 def test_a_program_that_is_not_installed(capsys, monkeypatch, tmp_path):

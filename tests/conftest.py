@@ -1,10 +1,13 @@
 """Fixtures for all tests."""
 
+from collections.abc import Iterator
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -72,6 +75,21 @@ def run_program(program: str, *arguments: object, devices: int) -> Any:
   )
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def terminal_signals() -> Iterator[None]:
+  """What is started here gets signals as from a terminal.
+
+  nohup and the & of a shell ignore some, and a process inherits that.
+  """
+  numbers = (signal.SIGINT, signal.SIGHUP)
+  before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+  try:
+    yield
+  finally:
+    for number, handler in zip(numbers, before, strict=True):
+      signal.signal(number, handler)
 
 
 def free_port() -> int:

@@ -204,6 +204,24 @@ def test_full_disk(tmp_path):
   assert 'Free some space' in str(error.value)
 
 
+def test_full_disk_of_tensorboard(tmp_path, monkeypatch, caplog):
+  def fail():
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  with pytest.raises(OSError, match='step 3 could not be written') as error:
+    with metrics.MetricsWriter(tmp_path) as writer:
+      writer.write(2, 'train', {'loss': 1})
+      monkeypatch.setattr(writer._events, 'flush', fail)
+      monkeypatch.setattr(writer._events, 'close', fail)
+      writer.write(3, 'train', {'loss': 1})
+  assert error.value.errno == errno.ENOSPC
+  assert caplog.text == ''  # the same is not said twice
+  assert [r['step'] for r in metrics.read_metrics(tmp_path)] == [2, 3]
+  with metrics.MetricsWriter(tmp_path, resume_step=2) as writer:
+    writer.write(3, 'train', {'loss': 1})
+  assert [r['step'] for r in metrics.read_metrics(tmp_path)] == [2, 3]
+
+
 def write_curves(workdir, steps, layers):
   with metrics.MetricsWriter(workdir) as writer:
     for step in range(1, steps + 1):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from conftest import cpu_devices, free_port, write_texts
+from conftest import cpu_devices, free_port, terminal_signals, write_texts
 import pytest
 
 from hope.parallel import multihost
@@ -315,6 +315,7 @@ def caused(error, cause):
     (CheckpointError('all are damaged'), False, multihost.MISUSED),
     (PermissionError(errno.EACCES, 'x'), False, multihost.MISUSED),
     (OSError(errno.ENOSPC, 'full'), True, multihost.MISUSED),
+    (OSError(errno.ENOSPC, 'full'), False, multihost.MISUSED),
     (OSError(errno.EIO, 'a disk of the network'), True, multihost.BROKEN),
     (OSError('a bucket'), True, multihost.BROKEN),
     (ConnectionResetError(), True, multihost.BROKEN),
@@ -401,7 +402,8 @@ def test_a_peer_that_never_comes():
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_the_first_step(home, tmp_path, number):
-  gang = Gang(home, tmp_path / 'run', 2, 1, [TITANS])
+  with terminal_signals():
+    gang = Gang(home, tmp_path / 'run', 2, 1, [TITANS])
   while not (tmp_path / 'run' / 'config.json').exists():
     assert all(p.poll() is None for p in gang.processes), gang.kill()
     time.sleep(0.02)

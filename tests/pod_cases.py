@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from conftest import ROOT, terminal_signals
+
 LAUNCH = ROOT / 'launch'
 sys.path.insert(0, str(LAUNCH))  # launch/ is no package
 pod = importlib.import_module('pod')
@@ -115,18 +116,21 @@ def is_gone(pid):
   return stat.rpartition(')')[2].split()[0] in 'ZX'
 
 
-def launch(*arguments, env=None, hangup=signal.SIG_DFL, **kwargs):
-  """Starts launch/pod.py; SIGHUP is as given, also where nohup runs tests."""
-  return subprocess.Popen(
-    [sys.executable, str(LAUNCH / 'pod.py'), *map(str, arguments)],
-    cwd=ROOT,
-    env={**os.environ, **(env or {})},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),
-    **kwargs,
-  )
+def launch(*arguments, env=None, before=(), **kwargs):
+  """Starts launch/pod.py, after the words of another command if given."""
+  with terminal_signals():
+    return subprocess.Popen(
+      [
+        *(*before, sys.executable, str(LAUNCH / 'pod.py')),
+        *map(str, arguments),
+      ],
+      cwd=ROOT,
+      env={**os.environ, **(env or {})},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      **kwargs,
+    )
 
 
 def finish(process, seconds=120):

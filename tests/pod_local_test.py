@@ -111,7 +111,7 @@ def test_a_signal_is_passed_on_and_all_save(gang, number):
 
 
 def test_under_nohup_the_end_of_a_terminal_ends_nothing(gang):
-  supervisor, workdir = gang(1, hangup=signal.SIG_IGN)
+  supervisor, workdir = gang(1, before=['nohup'])
   (told,) = pod_cases.started(workdir, 1)
   supervisor.send_signal(signal.SIGHUP)
   os.kill(told['pid'], signal.SIGHUP)

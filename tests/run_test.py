@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from conftest import cpu_devices, write_texts
+from conftest import cpu_devices, terminal_signals, write_texts
 from flax import nnx
 import jax
 import ml_collections
@@ -57,14 +57,15 @@ def home(tmp_path_factory):
 
 def start(home, workdir, *overrides):
   command = [sys.executable, '-m', 'hope.main', f'--config={home}/tiny.py']
-  return subprocess.Popen(
-    [*command, f'--workdir={workdir}', *overrides],
-    cwd=ROOT,
-    env=cpu_devices(2),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
+  with terminal_signals():
+    return subprocess.Popen(
+      [*command, f'--workdir={workdir}', *overrides],
+      cwd=ROOT,
+      env=cpu_devices(2),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
 
 
 def complete(home, workdir, *overrides):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from conftest import ROOT
+from conftest import ROOT, terminal_signals
 import pytest
 
 # Key derivation stands for a compilation: it does not return to Python.
@@ -22,13 +22,14 @@ command_line.run(main)
 
 
 def start(*arguments):
-  process = subprocess.Popen(
-    [sys.executable, '-c', PROGRAM, *arguments],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  with terminal_signals():
+    process = subprocess.Popen(
+      [sys.executable, '-c', PROGRAM, *arguments],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
   assert process.stdout.readline() == 'ready\n'
   return process
 

@@ -1,9 +1,11 @@
 """Tests of hope.training.workdir: one directory, one configuration."""
 
+import contextlib
 import errno
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +78,51 @@ def test_workdir_with_a_damaged_configuration(tmp_path):
   (tmp_path / 'config.json').write_text('{')
   with pytest.raises(ValueError, match='config.json is damaged'):
     workdir.check_workdir(tmp_path, config_lib.base_config())
+
+
+def fill(folder):
+  """Leaves no space on a small disk."""
+  with contextlib.suppress(OSError), (folder / 'much').open('wb') as file:
+    while True:
+      file.write(bytes(4096))
+      file.flush()
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+  """A file system without space for more than empty files."""
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(tmp_path)]
+  if not shutil.which('mount') or subprocess.run(mount).returncode:
+    pytest.skip('cannot mount a file system here')
+  fill(tmp_path)
+  yield tmp_path
+  subprocess.run(['umount', '-l', str(tmp_path)], check=True)
+
+
+def test_a_disk_that_is_full_at_the_start(full_disk):
+  with pytest.raises(OSError, match='or free some space') as error:
+    workdir.check_writable(full_disk / 'run')
+  assert error.value.errno == errno.ENOSPC
+  with pytest.raises(ValueError, match='or free some space'):
+    mirror.Mirror(full_disk / 'run')
+  assert list((full_disk / 'run').iterdir()) == []
+
+
+def test_a_configuration_on_a_full_disk(full_disk, monkeypatch):
+  """What is there stays as it is."""
+  config = config_lib.base_config()
+  (full_disk / 'much').unlink()
+  workdir.check_workdir(full_disk, config)
+  before = (full_disk / 'config.json').read_bytes()
+  monkeypatch.setattr(workdir, 'check_writable', lambda _: None)
+  fill(full_disk)
+  config.train.steps = 400
+  with pytest.raises(
+    OSError, match='config.json could not be written'
+  ) as error:
+    workdir.check_workdir(full_disk, config)
+  assert error.value.errno == errno.ENOSPC
+  assert (full_disk / 'config.json').read_bytes() == before
 
 
 def test_resumable_fields_exist_and_do_not_count():

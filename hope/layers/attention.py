@@ -43,7 +43,7 @@ class CausalAttention(nnx.Module):
     num_heads: int,
     max_context: int,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     self.num_heads, self.max_context = num_heads, max_context

@@ -116,7 +116,7 @@ class SelfReferentialTitans(nnx.Module):
     num_heads: int,
     options: TitansOptions,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
     for chunk in (options.chunk_size, options.projection_chunk_size):

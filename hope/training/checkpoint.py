@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging as python_logging
 import os
+import traceback
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -31,8 +33,6 @@ from orbax.checkpoint import checkpoint_managers as policies
 from hope import errors
 from hope.training import manifest
 from hope.training import workdir as workdir_lib
-
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Restored(NamedTuple):
@@ -109,6 +109,19 @@ def _one_line(error: BaseException) -> str:
   return text if len(text) <= 300 else text[:300] + '...'
 
 
+def _is_not_of_orbax(record: python_logging.LogRecord) -> bool:
+  """Whether a line of a log is no error of Orbax, which raises it as well.
+
+  A full disk is 300 lines otherwise: each of its threads logs its stack.
+  """
+  files = [record.pathname]
+  if record.exc_info and record.exc_info[2]:
+    stack = traceback.extract_tb(record.exc_info[2])
+    files += [frame.filename for frame in stack]
+  error = record.levelno >= python_logging.ERROR
+  return not (error and any('/orbax/checkpoint/' in name for name in files))
+
+
 def _loss(metrics: dict[str, float]) -> float:
   return metrics['loss']
 
@@ -148,6 +161,8 @@ class Checkpointer:
       raise ValueError(f'keep={keep}: at least 1 checkpoint must be kept.')
     self._directory = epath.Path(directory).absolute()
     workdir_lib.check_name(self._directory)
+    for name in ('absl', 'asyncio'):  # the same filter is added once
+      python_logging.getLogger(name).addFilter(_is_not_of_orbax)
     self._config_fingerprint = config_fingerprint
     # Step that this object saved or restored last.
     self._current: int | None = None
@@ -184,7 +199,9 @@ class Checkpointer:
     except Exception as second:
       if error is None:
         raise
-      logging.error('Closing the checkpoints failed as well: %s', second)
+      full = workdir_lib.is_full
+      if not (full(error) and full(second)):  # said already
+        logging.error('Closing the checkpoints failed as well: %s', second)
 
   def save(
     self,
@@ -320,10 +337,7 @@ class Checkpointer:
       yield
     except Exception as error:
       self._current = None
-      full = getattr(error, 'errno', None) in _FULL_DISK or any(
-        os.strerror(code) in str(error) for code in _FULL_DISK
-      )
-      if not full:
+      if not workdir_lib.is_full(error):
         raise
       raise OSError(
         errno.ENOSPC,

@@ -12,7 +12,6 @@ A working directory holds
 from __future__ import annotations
 
 from collections.abc import Mapping
-import errno
 import json
 import math
 import os
@@ -24,6 +23,8 @@ from absl import logging
 import numpy as np
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2, summary_pb2
+
+from hope.training.workdir import full_disk_explained, is_full
 
 KINDS = ('train', 'eval')
 
@@ -103,7 +104,10 @@ class MetricsWriter:
     self._events = None
     if not enabled:
       return
-    workdir = pathlib.Path(workdir)
+    with full_disk_explained('a new file of metrics'):
+      self._open(pathlib.Path(workdir), resume_step)
+
+  def _open(self, workdir: pathlib.Path, resume_step: int | None) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     for name in (_METRICS, _TIMING):
       _cut(workdir / name, resume_step)
@@ -130,7 +134,8 @@ class MetricsWriter:
     except OSError as second:
       if error is None:
         raise
-      logging.error('Closing the metrics failed as well: %s', second)
+      if not (is_full(error) and is_full(second)):  # said already
+        logging.error('Closing the metrics failed as well: %s', second)
 
   def write(
     self,
@@ -160,6 +165,11 @@ class MetricsWriter:
         raise ValueError(f'{name!r} cannot be the name of a metric.')
     if self._events is None:
       return
+    with full_disk_explained(f'step {step}'):
+      self._write(step, kind, values, timing)
+
+  def _write(self, step, kind, values, timing) -> None:
+    assert self._events is not None
     self._append(_METRICS, step, kind, values)
     event = {f'{kind}/{name}': value for name, value in values.items()}
     if timing:
@@ -193,18 +203,8 @@ class MetricsWriter:
     numbers = {key: _to_json(value) for key, value in values.items()}
     record = {'step': int(step), 'kind': kind, **numbers}
     line = (json.dumps(record, allow_nan=False) + '\n').encode()
-    try:
-      while line:
-        line = line[self._files[name].write(line) :]
-    except OSError as error:
-      if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        raise
-      raise OSError(
-        error.errno,
-        f'The disk is full: step {step} could not be written to {name}. Free '
-        'some space and start the same command again to go on from the newest '
-        'checkpoint.',
-      ) from error
+    while line:
+      line = line[self._files[name].write(line) :]
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

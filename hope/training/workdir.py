@@ -1,5 +1,7 @@
 """The directory of a run: it can be written and has one configuration."""
 
+from collections.abc import Iterator
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -38,6 +40,7 @@ RESUMABLE_FIELDS = (
 
 # Orbax takes these as a pattern of names, or as another directory.
 _PATTERN = re.compile(r'[][*?\\\x00-\x1f\x7f]')
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a file system says that has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 # What a run has in its workdir.
@@ -48,6 +51,35 @@ _FILES = (
 )
 # Letters of the longest name below `checkpoints`, folders included.
 _LONGEST = 140
+
+
+def is_full(error: BaseException) -> bool:
+  """Whether an error says that a disk, or what a user may have of it, is full.
+
+  Those of Orbax say so in their text only.
+  """
+  return getattr(error, 'errno', None) in _FULL or any(
+    os.strerror(code) in str(error) for code in _FULL
+  )
+
+
+@contextlib.contextmanager
+def full_disk_explained(what: str) -> Iterator[None]:
+  """Makes an error that says what to do if writing finds a disk full.
+
+  Args:
+    what: is written.
+  """
+  try:
+    yield
+  except OSError as error:
+    if not is_full(error):
+      raise
+    raise OSError(
+      error.errno,
+      f'The disk is full: {what} could not be written. Free some space and '
+      'start the same command again to go on from the newest checkpoint.',
+    ) from None
 
 
 def check_name(workdir: str | os.PathLike[str]) -> None:
@@ -150,11 +182,11 @@ def check_writable(workdir: str | os.PathLike[str]) -> None:
     finally:
       probe.unlink(missing_ok=True)
   except OSError as error:
+    remedy = 'free some space' if is_full(error) else 'make this one writable'
     raise OSError(
       error.errno or errno.EIO,
       f'No files can be written in the workdir {workdir}: '
-      f'{error.strerror or error}. Choose another workdir, or make this one '
-      'writable.',
+      f'{error.strerror or error}. Choose another workdir, or {remedy}.',
     ) from None
 
 
@@ -243,5 +275,6 @@ def check_workdir(workdir: str | os.PathLike[str], config: Any) -> None:
       )
   if jax.process_index() == 0:
     temporary = path.with_name('config.json.tmp')
-    temporary.write_text(json.dumps(new, indent=2) + '\n')
-    temporary.replace(path)
+    with full_disk_explained(str(path)):
+      temporary.write_text(json.dumps(new, indent=2) + '\n')
+      temporary.replace(path)

@@ -1,11 +1,10 @@
 """The lowest versions that requirements.txt names train a model."""
 
-import os
 import re
 import subprocess
 import sys
 
-from conftest import ROOT, write_texts
+from conftest import ROOT, cpu_devices, write_texts
 import pytest
 
 CONFIG = """
@@ -54,7 +53,7 @@ def test_the_lowest_versions_train_and_go_on(tmp_path):
         *(f'--workdir={tmp_path}/run', f'--config.train.steps={steps}'),
       ],
       cwd=ROOT,
-      env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
+      env=cpu_devices(1, tmp_path / 'cache') | {'PYTHONPATH': str(ROOT)},
       capture_output=True,
       text=True,
     )

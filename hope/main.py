@@ -4,6 +4,11 @@ Exit codes: 0 done, or terminated and saved; 1 failed; 2 something that the
 user can mend. Of one of several processes (`--distributed`), also 42 terminated
 and saved; 75 another process, a device or the network failed; 83 stuck. After
 these three, and after a signal, the same command goes on.
+
+Ctrl-C and SIGTERM save after the step that is under way. Before the first step
+is done there is nothing to save, and a second one does not wait: they end the
+program at once, with 130 and 143 (of several processes, the first SIGTERM with
+42).
 """
 
 from absl import flags, logging

@@ -8,11 +8,11 @@ for signals here, which Python also writes to a file descriptor at once.
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
 import ctypes
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from typing import NoReturn
@@ -20,7 +20,8 @@ from typing import NoReturn
 # A second signal ends the program, but not a copy of the first one: shells and
 # launchers pass on what the terminal has sent already. Seconds.
 _COPY_SECONDS = 1.0
-_SHOW_CURSOR = '\x1b[?25h'
+# A bar of progress has hidden it.
+_SHOW_CURSOR = b'\x1b[?25h'
 
 
 class _Watch:
@@ -59,8 +60,10 @@ class _Watch:
 
 def _say(text: str) -> None:
   """Prints a line without a lock that the main thread may hold."""
-  cursor = _SHOW_CURSOR if sys.stdout.isatty() else ''  # a bar has hidden it
-  os.write(2, f'{cursor}{text}\n'.encode())
+  with contextlib.suppress(OSError):  # nobody may read it any more
+    if os.isatty(1):
+      os.write(1, _SHOW_CURSOR)
+    os.write(2, f'{text}\n'.encode())
 
 
 _watch: _Watch | None = None
@@ -117,10 +120,10 @@ def take_over(code: int, start: Callable[[], None]) -> None:
   libc = ctypes.CDLL(None)
   libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
   libc.signal.restype = ctypes.c_void_p
+  _watch.codes[signal.SIGTERM] = code
   start()
   handler = libc.signal(signal.SIGTERM, None)
   signal.signal(signal.SIGTERM, _do_nothing)
-  _watch.codes[signal.SIGTERM] = code
   _watch.runtime = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
 
 

@@ -22,7 +22,7 @@ from hope.training.checkpoint import open_checkpoints
 from hope.training.metrics import MetricsWriter
 from hope.training.mirror import Mirror
 from hope.training.progress import Progress
-from hope.training.workdir import check_workdir
+from hope.training.workdir import check_workdir, full_disk_explained
 
 
 class NonFiniteLossError(errors.ExplainedError):
@@ -86,9 +86,13 @@ def _refuse(files: Mirror, step: int, batch, metrics) -> None:
   path = files.workdir / f'nonfinite_batch_step_{step}{part}.npz'
   content = io.BytesIO()
   np.savez(content, **batch)
-  path.write_bytes(content.getvalue())
-  if multihost.is_leader():
-    files.push()
+  batch_is = f'is in {path}'
+  try:
+    path.write_bytes(content.getvalue())
+    if multihost.is_leader():
+      files.push()
+  except OSError as error:  # a full disk must not hide what is wrong
+    batch_is = f'could not be written ({error.strerror or error})'
   multihost.wait_for_all('refuse')  # the first to end ends the others
   norms = {k: float(v) for k, v in metrics.items() if 'state_norm' in k}
   grown = ''
@@ -103,7 +107,7 @@ def _refuse(files: Mirror, step: int, batch, metrics) -> None:
   raise NonFiniteLossError(
     f'step {step}: loss {values[0]}, gradient norm {values[1]}{update}. '
     'Nothing was updated; the last '
-    f'checkpoint is good and the batch is in {path}.{grown} Lower '
+    f'checkpoint is good and the batch {batch_is}.{grown} Lower '
     'optimizer.learning_rate or model.titans.eta_max and start again.'
   )
 
@@ -256,7 +260,8 @@ def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
     result = _evaluate(evaluate, state.params, heldout, bytes_per_token)
   text = _sample(config, data, graph, state.params, mesh)
   if leader:
-    _conclude(config, files, data, text, result, steps)
+    with full_disk_explained('the results'):
+      _conclude(config, files, data, text, result, steps)
   multihost.wait_for_all('end')
   return True
 

@@ -47,7 +47,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _FOLDERS = ('checkpoints', 'tensorboard')
 _FILES = (
   *('config.json', 'metrics.jsonl', 'timing.jsonl', 'tokenizer.json'),
-  *('results.json', 'curves.png'),
+  *('results.json', 'sample.txt', 'curves.png', 'memories.png'),
 )
 # Letters of the longest name below `checkpoints`, folders included.
 _LONGEST = 140

@@ -364,7 +364,7 @@ def test_distributed_out_of_range(text, message):
     multihost.start(text)
 
 
-@pytest.mark.parametrize('seconds', [0, -1, float('nan'), float('inf')])
+@pytest.mark.parametrize('seconds', [0, -1, float('nan'), float('inf'), 1e9])
 def test_distributed_seconds(seconds):
   with pytest.raises(ValueError, match='must be a positive number'):
     multihost.start('host:1,2,1', seconds)

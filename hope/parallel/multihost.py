@@ -46,6 +46,7 @@ _ADDRESS = re.compile(
 )
 # Seconds until the first line about what is waited for, and between others.
 _SAY_FIRST, _SAY_AGAIN = 5.0, 15.0
+_DAY = 86_400
 # Seconds that jax waits longer than we, as it ends in an abort.
 _LATER = 60
 # Seconds until a silent process counts as dead.
@@ -99,6 +100,8 @@ def _check_free(address: str) -> None:
       probe.bind(('', port))
       probe.listen()
     except OSError as error:
+      if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+        return  # no IPv6, perhaps; jax may find a way
       raise ValueError(
         f'--distributed: process 0 cannot listen on port {port} '
         f'({error.strerror}). Choose another port for all processes, or end '
@@ -154,9 +157,10 @@ def start(distributed: str, seconds: float = 300) -> None:
   """
   if distributed == 'off':
     return
-  if not 0 < seconds < math.inf:
+  if not 0 < seconds <= _DAY:
     raise ValueError(
-      f'--distributed_seconds={seconds} must be a positive number of seconds.'
+      f'--distributed_seconds={seconds} must be a positive number of seconds, '
+      f'{_DAY:,} at most.'
     )
   arguments: dict[str, Any] = {
     'heartbeat_timeout_seconds': _HEARTBEAT,

@@ -186,6 +186,43 @@ def test_ctrl_c_saves(home, finished):
   assert 8 <= restore(workdir).step < STEPS
 
 
+# hope.main that gets SIGTERM when the last checkpoint is written.
+TOLD_LATE = """
+import os, signal, time
+from hope.training import checkpoint
+wait = checkpoint.Checkpointer.wait
+def told(self):
+  wait(self)
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(0.5)
+checkpoint.Checkpointer.wait = told
+from absl import flags
+from hope import command_line, main
+flags.mark_flag_as_required('config')
+command_line.run(main.main)
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_after_the_last_step_does_not_wait_for_results(home, finished):
+  workdir = home / 'late'
+  done = subprocess.run(
+    [
+      *(sys.executable, '-c', TOLD_LATE, f'--config={home}/tiny.py'),
+      *(f'--workdir={workdir}', '--config.train.steps=3'),
+    ],
+    cwd=ROOT,
+    env=environment(home),
+    capture_output=True,
+    text=True,
+    timeout=400,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'all 3 steps are saved' in ' '.join(done.stdout.split())
+  assert restore(workdir).step == 3
+  assert not (workdir / 'results.json').exists()
+
+
 @pytest.mark.parametrize(
   ('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
@@ -270,6 +307,21 @@ def test_a_run_of_a_kernel_for_tpus_speaks(finished, tmp_path):
   assert config.model.titans.kernel == 'xla'
   expected = restore(finished).state.params
   jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged(finished, tmp_path):
+  """A ValueError, which is said in its own lines and ends with 2."""
+  workdir = shutil.copytree(finished, tmp_path / 'run')
+  steps = list((workdir / 'checkpoints').iterdir())
+  for step in steps:
+    shutil.rmtree(step / 'state')
+  config = json.loads((workdir / 'config.json').read_text())
+  message = f'None of the {len(steps)} checkpoints'
+  with pytest.raises(ValueError, match=message):
+    generate.load(str(workdir))
+  with pytest.raises(ValueError, match=message):
+    loop.run(ml_collections.ConfigDict(config), str(workdir))
+  assert len(list((workdir / 'checkpoints').iterdir())) == len(steps)
 
 
 def test_a_seed_draws_one_text(loaded):

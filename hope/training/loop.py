@@ -255,6 +255,12 @@ def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
         return False
     with watchdog.patient():
       checkpoints.wait()
+    if terminated(steps + 1):
+      progress.note(
+        f'Terminated: all {steps} steps are saved in {files.workdir}; the same '
+        'command shows the results.'
+      )
+      return False
 
   if result is None:  # a finished run was started again
     result = _evaluate(evaluate, state.params, heldout, bytes_per_token)

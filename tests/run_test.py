@@ -204,7 +204,7 @@ command_line.run(main.main)
 
 
 @pytest.mark.slow
-def test_sigterm_after_the_last_step_does_not_wait_for_results(home, finished):
+def test_sigterm_after_the_last_step_does_not_wait_for_results(home):
   workdir = home / 'late'
   done = subprocess.run(
     [

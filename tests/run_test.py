@@ -175,7 +175,7 @@ def test_sigterm_saves_and_a_kill_loses_nothing(home, finished):
   assert_same_end(workdir, finished)
 
 
-def test_ctrl_c_saves(home, finished):
+def test_ctrl_c_saves(home):
   workdir = home / 'interrupted'
   process = start(home, workdir)
   wait_for_step(process, workdir, 8)

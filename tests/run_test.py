@@ -21,7 +21,7 @@ from hope import generate, sampling
 from hope.parallel.mesh import one_device
 from hope.training import loop
 from hope.training import step as step_lib
-from hope.training.checkpoint import open_checkpoints
+from hope.training.checkpoint import CheckpointError, open_checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 60
@@ -196,10 +196,8 @@ def told(self):
   os.kill(os.getpid(), signal.SIGTERM)
   time.sleep(0.5)
 checkpoint.Checkpointer.wait = told
-from absl import flags
 from hope import command_line, main
-flags.mark_flag_as_required('config')
-command_line.run(main.main)
+command_line.run(main.main, main.define_flags)
 """
 
 
@@ -212,7 +210,7 @@ def test_sigterm_after_the_last_step_does_not_wait_for_results(home):
       *(f'--workdir={workdir}', '--config.train.steps=3'),
     ],
     cwd=ROOT,
-    env=environment(home),
+    env=cpu_devices(2),
     capture_output=True,
     text=True,
     timeout=400,
@@ -310,16 +308,16 @@ def test_a_run_of_a_kernel_for_tpus_speaks(finished, tmp_path):
 
 
 def test_a_run_whose_checkpoints_are_all_damaged(finished, tmp_path):
-  """A ValueError, which is said in its own lines and ends with 2."""
+  """Said in lines of its own, with exit code 2."""
   workdir = shutil.copytree(finished, tmp_path / 'run')
   steps = list((workdir / 'checkpoints').iterdir())
   for step in steps:
     shutil.rmtree(step / 'state')
   config = json.loads((workdir / 'config.json').read_text())
   message = f'None of the {len(steps)} checkpoints'
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(CheckpointError, match=message):
     generate.load(str(workdir))
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(CheckpointError, match=message):
     loop.run(ml_collections.ConfigDict(config), str(workdir))
   assert len(list((workdir / 'checkpoints').iterdir())) == len(steps)
 

@@ -98,6 +98,7 @@ def compile_step(config: Any, devices: Sequence[Any], chip: Chip) -> Report:
       ('inputs', np.int32),
       ('targets', np.int32),
       ('weights', np.float32),
+      *([('starts', np.bool_)] if config.data.segments else ()),
     )
   }
   traced = step_lib.train_step(graph, config, state).trace(state, batch)

@@ -221,6 +221,10 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
       f'optimizer.warmup_steps={config.optimizer.warmup_steps} must lie '
       f'between 0 and train.steps={config.train.steps}.'
     )
+  if config.data.segments:
+    from hope.data.packing import alignment  # grain is slow to import
+
+    alignment(config)
   check_sizes(config)
   o = config.optimizer
   for argument, value in parse_options(o.name, o.options).items():

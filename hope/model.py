@@ -65,11 +65,11 @@ class Block(nnx.Module):
     """The states of the mixer and of the levels."""
     return self.mixer.init_state(batch), self.cms.init_state(batch)
 
-  def __call__(self, x: jax.Array, state=None):
-    """x [b, t, width]; state None: the sequence starts here."""
+  def __call__(self, x: jax.Array, state=None, starts=None):
+    """x [b, t, width]; state and starts as in `Hope`."""
     mixer_state, cms_state = (None, None) if state is None else state
-    y, mixer_state = self.mixer(self.norm(x), mixer_state)
-    x, cms_state = self.cms(x + y, cms_state)
+    y, mixer_state = self.mixer(self.norm(x), mixer_state, starts)
+    x, cms_state = self.cms(x + y, cms_state, starts)
     return x, (mixer_state, cms_state)
 
 
@@ -98,17 +98,43 @@ class Hope(nnx.Module):
     self.blocks = nnx.merge(graph, jax.vmap(lambda key: build(key)[1])(keys))
     self.norm = RMSNorm(model.width)
 
-  def init_state(self, batch: int):
-    """Fast state before the first token, [layers, ...] in every leaf."""
-    graph, params = nnx.split(self.blocks)
-    return jax.vmap(lambda p: nnx.merge(graph, p).init_state(batch))(params)
+  def init_state(self, batch: int, documents: bool = False):
+    """Fast state before the first token, [layers, ...] in every leaf.
 
-  def __call__(self, tokens: jax.Array, state=None, *, last_only: bool = False):
+    Args:
+      batch: streams.
+      documents: gives every stream a position of its own, as in the states
+        that a call with `starts` returns (for `jax.lax.scan`, whose carry must
+        keep its shapes).
+    """
+    graph, params = nnx.split(self.blocks)
+    state = jax.vmap(lambda p: nnx.merge(graph, p).init_state(batch))(params)
+
+    def spread(x):
+      if not documents or x.ndim > 1:
+        return x
+      return jnp.broadcast_to(x[:, None], (*x.shape, batch))
+
+    return jax.tree.map(spread, state)
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    state=None,
+    starts: jax.Array | None = None,
+    *,
+    last_only: bool = False,
+  ):
     """Predicts the next token at every place.
 
     Args:
       tokens: int32 [b, t].
       state: what the piece before left; None: the sequence starts here.
+      starts: bool [b, t], True at the first token of a document, before which
+        all fast states are reset; None: nowhere. In a piece of more than one
+        token it must be the piece's first, or a multiple of
+        `hope.data.packing.alignment` tokens after the document before it
+        started; otherwise the logits of the row are NaN.
       last_only: predict after the last token alone: t logits of a large
         vocabulary need more memory than all else that reads a prompt.
 
@@ -123,7 +149,7 @@ class Hope(nnx.Module):
     def layer(x, inputs):
       params, probes, state = inputs
       params = rules.gather(params, 'blocks', self.dtype)
-      x, state = nnx.merge(graph, params, probes)(x, state)
+      x, state = nnx.merge(graph, params, probes)(x, state, starts)
       return rules.constrain(x, 'tokens'), state
 
     if self.remat:

@@ -235,6 +235,13 @@ FIELDS: dict[str, Field] = {
     minimum=1,
     maximum=2**24,
   ),
+  'data.segments': Field(
+    False,
+    'Reset every fast state where a document starts, so that each computes as '
+    "if it were alone; documents then start at multiples of the memories' "
+    'blocks. False: states cross the documents of a row. Rows of synthetic '
+    'tasks hold one document each.',
+  ),
   'data.heldout_fraction': Field(
     0.02,
     'Share of documents held out, chosen by a hash of their name.',

@@ -175,6 +175,8 @@ def time_steps(
     'targets': tokens[:, 1:],
     'weights': np.ones(shape, np.float32),
   }
+  if config.data.segments:
+    batch['starts'] = np.arange(shape[1]) == np.zeros((shape[0], 1))
   batch = mesh_lib.put_batch(batch, mesh)
   note('initial parameters')
   graph, abstract = step_lib.abstract_state(config, mesh)

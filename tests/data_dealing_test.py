@@ -80,7 +80,7 @@ def test_no_two_rows_of_a_batch_agree(tmp_path, texts, batch_size, seq_len):
 )
 def test_too_little_text_is_refused(tmp_path, texts, tokens):
   config = write_corpus(tmp_path, texts, batch_size=8, seq_len=64)
-  message = f'hold {tokens} tokens.*batch_size=8.*seq_len=64 need at least 520'
+  message = f'hold {tokens} tokens.*batch_size=8.*seq_len need at least 520'
   with pytest.raises(ValueError, match=message):
     open_data(config).train_iterator()
 

@@ -142,9 +142,9 @@ def deal(
   if len(tokens) < batch_size * length:
     raise ValueError(
       f'{distinct} training documents hold {len(tokens)} tokens, and the rows '
-      f'of a batch would be copies: data.batch_size={batch_size} and '
-      f'data.seq_len={length - 1} need at least {batch_size * length}; give '
-      'more text, or lower either.'
+      f'of a batch would be copies: data.batch_size={batch_size} rows of '
+      f'data.seq_len need at least {batch_size * length}; give more text, or '
+      'lower either.'
     )
   lanes = min(lanes, len(tokens) // length // batch_size * batch_size)
   sequences = grain.MapDataset.source(_Stream(tokens, lanes, length, align))

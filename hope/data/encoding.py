@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from hope.data import sources
+from hope.data.packing import Packing
 from hope.data.tokenization import Tokenizer
 
 # Training documents that a tokenizer changes and that are named.
@@ -52,31 +53,34 @@ def heldout_tokens(
   config: ml_collections.ConfigDict,
   corpus: sources.Corpus,
   tokenizer: Tokenizer,
-  num_documents: int,
-  num_tokens: int,
+  packing: Packing,
+  num_rows: int,
 ) -> tuple[np.ndarray, np.ndarray, bytes]:
-  """Joins held-out documents until there are enough of both, or all.
+  """Joins held-out documents until there are as many, and rows, or all.
 
   Returns:
-    Their tokens and the bytes that each stands for, [n] each, and their bytes.
+    Their tokens as they are laid out, [n, ...], the bytes that the target of
+    each place stands for, [n], and their bytes.
 
   Raises:
     ValueError: The tokens of a document do not give it back.
   """
-  tokens, sizes, texts = [], [], []
+  laid, sizes, texts = [], [], []
   total = 0
   for name, text in corpus.documents('heldout'):
-    tokens.append(encode_document(tokenizer, text))
-    if difference := tokenizer.difference(text, tokens[-1][:-1]):
+    tokens = encode_document(tokenizer, text)
+    if difference := tokenizer.difference(text, tokens[:-1]):
       raise ValueError(
         f'data.tokenizer={config.data.tokenizer} changes the held-out document '
         f'{name!r}: {difference}. Bits per byte would be those of another '
         'text; use data.tokenizer=byte or bpe-train:SIZE, or leave the '
         'document out.'
       )
-    sizes += [tokenizer.sizes(text, tokens[-1][:-1]), [0]]
+    laid.append(packing.lay_out(tokens))
+    sizes.append(np.zeros(len(laid[-1]), int))
+    sizes[-1][: len(tokens) - 1] = tokenizer.sizes(text, tokens[:-1])
     texts.append(text)
-    total += len(tokens[-1])
-    if len(tokens) >= num_documents and total >= num_tokens:
+    total += len(laid[-1])
+    if len(laid) >= num_rows and total >= num_rows * packing.length:
       break
-  return np.concatenate(tokens), np.concatenate(sizes), b''.join(texts)
+  return np.concatenate(laid), np.concatenate(sizes), b''.join(texts)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 import numpy as np
 
+from hope.data.packing import alignment
+
 if TYPE_CHECKING:
   from hope.data.sources import Corpus, Source
   from hope.data.tokenization import Tokenizer
@@ -43,6 +45,8 @@ def run_identity(
     'content of the tokenizer': tokenizer.fingerprint(),
     'content of the documents': corpus and corpus.fingerprint,
   }
+  if config.data.segments:
+    identity['alignment'] = alignment(config)
   # Where the data lie, and how they are read, may change between two starts.
   for name in ('tfds_dir', 'read_ahead'):
     del identity[name]

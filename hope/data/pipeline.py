@@ -6,6 +6,7 @@ process reads) by t = `data.seq_len` tokens:
   inputs   int32 [b, t]
   targets  int32 [b, t]    the next token, or the answer of a synthetic task
   weights  float32 [b, t]  0 where there is no target
+  starts   bool [b, t]     with `data.segments`: a document starts here
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ import numpy as np
 from hope.data import dealing, sources, synthetic
 from hope.data.encoding import TrainingTokens, heldout_tokens
 from hope.data.identity import run_identity
+from hope.data.packing import Packing
 from hope.data.tokenization import Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -213,16 +215,18 @@ def train_iterator(
 
   else:
     corpus = corpus or sources.open_corpus(config)
+    packing, encode = Packing(config), TrainingTokens(corpus, tokenizer)
     sequences, lanes = dealing.deal(
       corpus,
-      TrainingTokens(corpus, tokenizer),
+      lambda index: packing.lay_out(encode(index)),
       seed=config.seed,
       batch_size=batch_size,
-      length=config.data.seq_len + 1,
+      length=packing.length,
+      align=packing.align,
     )
 
     def lane(number: int) -> grain.IterDataset:
-      return sequences(number).map(next_token_batch)
+      return sequences(number).map(packing.rows)
 
   dataset: grain.IterDataset = _Rows(lane, lanes, batch_size, rows)
   if config.data.read_ahead:
@@ -282,9 +286,10 @@ def heldout_batches(
     text = None
   else:
     corpus = corpus or sources.open_corpus(config)
-    length = config.data.seq_len + 1
+    packing = Packing(config)
+    length = packing.length
     tokens, sizes, joined = heldout_tokens(
-      config, corpus, tokenizer, wanted, wanted * length
+      config, corpus, tokenizer, packing, wanted
     )
     available = len(tokens) // length
     if available < config.data.batch_size:
@@ -302,12 +307,15 @@ def heldout_batches(
         num_batches,
       )
     chosen = np.arange(wanted) * available // wanted
-    sequences = tokens[: available * length].reshape(available, length)
-    whole = next_token_batch({'tokens': sequences[chosen]})
+    places = (chosen * length)[:, None] + np.arange(length)
+    whole = packing.rows({'tokens': tokens[places]})
     ends = np.cumsum(sizes)
+    first, last = places[:, packing.length - packing.seq_len], places[:, -1]
     text = b''.join(
-      joined[ends[first] : ends[first + length - 1]]
-      for first in chosen * length
+      joined[start:end]
+      for start, end in zip(
+        (ends - sizes)[first].tolist(), ends[last].tolist(), strict=True
+      )
     )
     if not text:
       raise ValueError(
@@ -334,16 +342,6 @@ def eval_batches(
 def is_synthetic(config: ml_collections.ConfigDict) -> bool:
   """Returns whether the data are generated rather than read."""
   return config.data.source.partition(':')[0] == 'synthetic'
-
-
-def next_token_batch(packed: dict[str, np.ndarray]) -> Batch:
-  """Splits sequences {'tokens': [..., t + 1]} into inputs and targets."""
-  tokens = packed['tokens']
-  return {
-    'inputs': tokens[..., :-1],
-    'targets': tokens[..., 1:],
-    'weights': np.ones(tokens[..., 1:].shape, np.float32),
-  }
 
 
 def _rows(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hope.layers.precision import at_least_float32
+from hope.memory.segments import since_start
 from hope.parallel import rules
 
 
@@ -16,7 +17,8 @@ class AttentionState(NamedTuple):
   Attributes:
     k: [b, max_context, n, d], oldest first, rotated.
     v: [b, max_context, n, d].
-    position: int32, tokens seen.
+    position: int32 [] or, once documents start at places of their own, [b]:
+      tokens seen of the document.
   """
 
   k: jax.Array
@@ -25,10 +27,13 @@ class AttentionState(NamedTuple):
 
 
 def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
-  """Rotary embedding of x [b, t, n, d] at position [t], base 10,000."""
+  """Rotary embedding of x [b, t, n, d] at position [t] or [b, t].
+
+  The base is 10,000.
+  """
   half = x.shape[-1] // 2
-  angle = position[:, None] * 1e4 ** (-jnp.arange(half) / half)
-  sin, cos = jnp.sin(angle)[:, None], jnp.cos(angle)[:, None]
+  angle = position[..., None] * 1e4 ** (-jnp.arange(half) / half)
+  sin, cos = jnp.sin(angle)[..., None, :], jnp.cos(angle)[..., None, :]
   a, b = jnp.split(at_least_float32(x), 2, axis=-1)
   y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
   return y.astype(x.dtype)
@@ -58,27 +63,48 @@ class CausalAttention(nnx.Module):
     empty = jnp.zeros((batch, self.max_context, self.num_heads, head))
     return AttentionState(empty, empty, jnp.int32(0))
 
-  def __call__(self, x: jax.Array, state: AttentionState | None = None):
-    """Returns (y, state) for x [b, t, width]; None: the sequence starts."""
+  def __call__(
+    self,
+    x: jax.Array,
+    state: AttentionState | None = None,
+    starts: jax.Array | None = None,
+  ):
+    """Attends within each document.
+
+    Args:
+      x: [b, t, width].
+      state: what the piece before left; None: the sequence starts here.
+      starts: bool [b, t], True where a document starts; None: nowhere.
+
+    Returns:
+      (y, state), y [b, t, width].
+    """
     b, t, width = x.shape
     cached = 0 if state is None else self.max_context
     state = self.init_state(b) if state is None else state
     # By head, and within a head q, k, v.
     qkv = rules.by_head(self.qkv(x))
     q, k, v = jnp.moveaxis(qkv.reshape(b, t, self.num_heads, 3, -1), 3, 0)
-    position = state.position + jnp.arange(t)
+    if starts is None:
+      position = state.position[..., None] + jnp.arange(t)
+    else:
+      position = since_start(starts, state.position)
     q, k = rotate(q, position), rotate(k, position)
     keys = jnp.concatenate([state.k.astype(k.dtype), k], axis=1)
     values = jnp.concatenate([state.v.astype(v.dtype), v], axis=1)
-    # Of an empty cache nothing is looked at.
-    place = jnp.arange(-cached, t) + state.position
-    distance = position[:, None] - place[None, :]
-    seen = (place >= 0) & (distance >= 0) & (distance <= self.max_context)
+    distance = jnp.arange(t)[:, None] - jnp.arange(-cached, t)
+    seen = (distance >= 0) & (distance <= self.max_context)
+    # Nothing is seen of what came before the document: an empty cache, or the
+    # end of another document.
+    seen &= distance <= position[..., None]
     y = jax.nn.dot_product_attention(
-      q, keys[:, -cached - t :], values[:, -cached - t :], mask=seen[None, None]
+      q,
+      keys[:, -cached - t :],
+      values[:, -cached - t :],
+      mask=seen.reshape(-1, 1, t, cached + t),
     )
     y = self.output(rules.constrain(y.reshape(b, t, width), 'hidden'))
     keep = lambda z, old: z[:, t:].astype(old.dtype)
     return y, AttentionState(
-      keep(keys, state.k), keep(values, state.v), state.position + t
+      keep(keys, state.k), keep(values, state.v), position[..., -1] + 1
     )

@@ -32,7 +32,8 @@ class LevelState(NamedTuple):
 
   Attributes:
     memory: mlp.State, up [b, 1, d, f], down ([b, 1, 1, f, d],).
-    position: tokens since the level's chunk began.
+    position: int32 [] or, where documents have started, [b], tokens since the
+      level's chunk began.
   """
 
   memory: mlp.State
@@ -56,9 +57,14 @@ class OuterLevel(nnx.Module):
     del batch
     return ()
 
-  def __call__(self, x: jax.Array, state: tuple[()] | None = None):
+  def __call__(
+    self,
+    x: jax.Array,
+    state: tuple[()] | None = None,
+    starts: jax.Array | None = None,
+  ):
     """Returns (act(norm(x) @ up) @ down, ()) for x [b, t, width]."""
-    del state
+    del state, starts
     hidden = rules.constrain(self.up(self.norm(x)), 'hidden')
     return self.down(mlp.act(hidden)), ()
 
@@ -102,8 +108,17 @@ class InContextLevel(nnx.Module):
     zeros = rules.constrain(zeros, 'level')
     return LevelState(mlp.State(zeros, zeros, None), jnp.int32(0))
 
-  def __call__(self, x: jax.Array, state: LevelState | None = None):
-    """Returns (act(norm(x) @ up_t) @ down_t, state) for x [b, t, width]."""
+  def __call__(
+    self,
+    x: jax.Array,
+    state: LevelState | None = None,
+    starts: jax.Array | None = None,
+  ):
+    """Returns (act(norm(x) @ up_t) @ down_t, state) for x [b, t, width].
+
+    The block is the initial one where a document starts: `starts` is bool
+    [b, t], as in `stream.run`.
+    """
     width = x.shape[-1]
     position = None
     if state is None:
@@ -119,7 +134,7 @@ class InContextLevel(nnx.Module):
       z, k, v, gates = block
       eta = gates[..., :1] / (self.period * width)
       if valid is not None:
-        eta = jnp.where(valid[:, None], eta, 0)
+        eta = jnp.where(valid[..., None], eta, 0)
       new, trace, _ = mlp.learn(
         base,
         start,
@@ -150,6 +165,7 @@ class InContextLevel(nnx.Module):
       position,
       rules.constrain(xs, 'level'),
       self.period,
+      starts=starts,
     )
     return y[:, :, 0].astype(x.dtype), LevelState(memory, position)
 
@@ -193,9 +209,15 @@ class ContinuumMemory(nnx.Module):
     """One state per level."""
     return tuple(level.init_state(batch) for level in self._levels())
 
-  def __call__(self, x: jax.Array, state: tuple | None = None):
+  def __call__(
+    self,
+    x: jax.Array,
+    state: tuple | None = None,
+    starts: jax.Array | None = None,
+  ):
     """Passes x [b, t, width] through the levels, residuals included.
 
+    In-context levels begin anew where `starts`, bool [b, t], is True.
     `sequential` (Eq. 70, 73): each level reads what the one before it made.
     `independent` (Eq. 74): all read x; Choice: their outputs are summed with
     weights l softmax(mix) over the l levels, which start at one each.
@@ -204,14 +226,14 @@ class ContinuumMemory(nnx.Module):
     new = []
     if self.variant == 'sequential':
       for level, level_state in zip(self._levels(), state, strict=True):
-        y, level_state = level(x, level_state)
+        y, level_state = level(x, level_state, starts)
         x += y
         new.append(level_state)
       return x, tuple(new)
     weights = self.num_levels * jax.nn.softmax(self.mix[...])
     total = x
     for j, level in enumerate(self._levels()):
-      y, level_state = level(x, state[j])
+      y, level_state = level(x, state[j], starts)
       total += weights[j].astype(x.dtype) * y
       new.append(level_state)
     return total, tuple(new)

@@ -4,6 +4,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from hope.memory.segments import since_start
+
 
 class CausalConvolution(nnx.Module):
   """y_t = sum_j kernel_j * x_{t - width + 1 + j}, each channel by itself.
@@ -21,14 +23,26 @@ class CausalConvolution(nnx.Module):
     return jnp.zeros((batch, width - 1, channels))
 
   def __call__(
-    self, x: jax.Array, state: jax.Array
+    self, x: jax.Array, state: jax.Array, starts: jax.Array | None = None
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns (y, state) for x [b, t, channels]."""
+    """Returns (y, state) for x [b, t, channels].
+
+    With `starts`, bool [b, t], inputs of earlier documents count as zeros.
+    """
     width = self.kernel.shape[0]
     t = x.shape[1]
     padded = jnp.concatenate([state.astype(x.dtype), x], axis=1)
     kernel = self.kernel[...].astype(x.dtype)
+    # Where the piece has no start yet, all inputs are of the same document.
+    since = None if starts is None else since_start(starts, width)[..., None]
     y = jnp.zeros_like(x)
     for j in range(width):
-      y += padded[:, j : j + t] * kernel[j]
-    return y, padded[:, t:].astype(state.dtype)
+      tap = padded[:, j : j + t]
+      if since is not None:
+        tap = jnp.where(width - 1 - j <= since, tap, 0)
+      y += tap * kernel[j]
+    last = padded[:, t:]
+    if since is not None:
+      age = jnp.arange(width - 2, -1, -1)[:, None]
+      last = jnp.where(age <= since[:, -1:], last, 0)
+    return y, last.astype(state.dtype)

@@ -73,9 +73,10 @@ class TitansState(NamedTuple):
   Attributes:
     conv: [b, conv_width - 1, channels], last inputs of the convolution.
     projections: mlp.State of the memories that generate; () if they are static.
-    projection_position: tokens since their chunk began; None: zero, statically.
+    projection_position: int32 [] or, where documents have started, [b], tokens
+      since their chunk began; None: zero, statically.
     memory: mlp.State of `memory`.
-    memory_position: tokens since its chunk began.
+    memory_position: the same for `memory`.
   """
 
   conv: jax.Array
@@ -184,6 +185,14 @@ class SelfReferentialTitans(nnx.Module):
       return None
     return rules.constrain(mlp.spread(kernels, batch), 'memory')
 
+  def _begin(
+    self, kernels: mlp.Kernels, starts: jax.Array | None
+  ) -> mlp.Kernels | None:
+    """The kernels in the state that a document starts from; None: zeros."""
+    if starts is None or self.options.anchor == 'initial':
+      return None
+    return rules.constrain(mlp.spread(kernels, starts.shape[0]), 'memory')
+
   def _initial(self, kernels: mlp.Kernels, batch: int) -> mlp.State:
     """The fast state that a sequence starts from."""
     now = mlp.spread(kernels, batch)
@@ -207,13 +216,18 @@ class SelfReferentialTitans(nnx.Module):
     )
 
   def __call__(
-    self, x: jax.Array, state: TitansState | None = None
+    self,
+    x: jax.Array,
+    state: TitansState | None = None,
+    starts: jax.Array | None = None,
   ) -> tuple[jax.Array, TitansState]:
     """Mixes a piece of a sequence.
 
     Args:
       x: [b, t, width].
       state: what the piece before left; None: the sequence starts here.
+      starts: bool [b, t], True where a document starts, at a block's first
+        place (`stream.run`); None: nowhere.
 
     Returns:
       (y, state), y [b, t, width].
@@ -225,7 +239,7 @@ class SelfReferentialTitans(nnx.Module):
       state = self.init_state(batch)
       state = state._replace(projection_position=None, memory_position=None)
     mixed = self.mix(x) if options.mix == 'dense' else x
-    mixed, conv = self.conv(rules.by_head(mixed), state.conv)
+    mixed, conv = self.conv(rules.by_head(mixed), state.conv, starts)
     mixed = jax.nn.silu(mixed)
     if options.mix == 'dense':
       # By head, and within a head q, k, v.
@@ -239,8 +253,8 @@ class SelfReferentialTitans(nnx.Module):
       beta = 0.95 * jax.nn.sigmoid(at_least_float32(beta))[..., None]
     sources = (heads(x_q), heads(x_k), heads(x_v), beta)
 
-    projected, projections, position = self._project(sources, state)
-    y, memory, memory_position = self._remember(projected, beta, state)
+    projected, projections, position = self._project(sources, state, starts)
+    y, memory, memory_position = self._remember(projected, beta, state, starts)
     y = self.norm(y).reshape(batch, t, -1).astype(self.dtype)
     y = self.output(rules.constrain(y, 'hidden'))
     return y, TitansState(conv, projections, position, memory, memory_position)
@@ -282,7 +296,7 @@ class SelfReferentialTitans(nnx.Module):
     if beta is not None:
       eta *= 1 - beta
     if valid is not None:
-      eta = jnp.where(valid[:, None], eta, 0)
+      eta = jnp.where(valid[..., None], eta, 0)
     return mlp.Rates(
       eta * rate[0],
       eta * rate[1],
@@ -292,7 +306,7 @@ class SelfReferentialTitans(nnx.Module):
       form,
     )
 
-  def _project(self, sources, state: TitansState):
+  def _project(self, sources, state: TitansState, starts):
     """Runs the memories that generate; returns (projected, state, position)."""
     kernels, batch = self._generators(), sources[0].shape[0]
     biases = jnp.stack([self.eta_bias[...], self.alpha_bias[...]], axis=-1)
@@ -300,7 +314,9 @@ class SelfReferentialTitans(nnx.Module):
     if not self.options.self_modifying:
       block = jax.tree.map(lambda z: jnp.moveaxis(z, 2, 1), sources)
       ys = self._generate(kernels, biases, block)
-      return jax.tree.map(lambda z: jnp.moveaxis(z, 1, 2), ys), (), jnp.int32(0)
+      position = state.projection_position
+      position = jnp.int32(0) if position is None else position
+      return jax.tree.map(lambda z: jnp.moveaxis(z, 1, 2), ys), (), position
     chunk = self.options.projection_chunk_size
     consts = (
       self._anchor(kernels, batch),
@@ -327,10 +343,12 @@ class SelfReferentialTitans(nnx.Module):
       sources,
       chunk,
       self.options.kernel,
+      starts,
+      self._begin(kernels, starts),
     )
     return rules.constrain(ys, 'heads'), new, position
 
-  def _remember(self, projected, beta, state: TitansState):
+  def _remember(self, projected, beta, state: TitansState, starts):
     """Runs `memory`; returns (reads [b, t, n, d], state, position)."""
     options, chunk = self.options, self.options.chunk_size
     batch = projected[0].shape[0]
@@ -369,5 +387,7 @@ class SelfReferentialTitans(nnx.Module):
       (projected, beta),
       chunk,
       options.kernel,
+      starts,
+      self._begin(self.memory.kernels(), starts),
     )
     return rules.constrain(y, 'heads'), new, position

@@ -181,8 +181,9 @@ def decays(
   Args:
     alpha: [..., c, 1], retention.
     beta: [..., c, 1], momentum factor; None: no momentum.
-    valid: [c], bool; a token where it is False leaves kernel and trace as they
-      are, provided that its eta is 0. None: all tokens count.
+    valid: bool, [c] or [b, 1, c] for alpha [b, n, c, 1]; a token where it is
+      False leaves kernel and trace as they are, provided that its eta is 0.
+      None: all tokens count.
   """
   alpha = alpha[..., 0]
   beta = None if beta is None else beta[..., 0]
@@ -200,7 +201,7 @@ def decays(
     )
   momentum = products(beta)
   # The trace is added to the kernel at every token that counts.
-  added = keep if valid is None else jnp.where(valid, keep, 0)
+  added = keep if valid is None else jnp.where(valid[..., None, :], keep, 0)
   through = added @ momentum[..., 1:, :]
   trace, write = through[..., :1], through[..., 1:]
   return Decays(

@@ -4,16 +4,24 @@ A chunk (in tokens) is the span whose gradients share one state. A block, at
 most 64 tokens and a divisor of the chunk, is what one step of the scan
 computes. A piece of a stream may start and end anywhere within a chunk: its
 tokens are laid on the grid of blocks, and the places around them are masked.
+
+Where documents share a row, each of them has a grid of its own, so a document
+must start at the first place of a block. Training rows are packed like that
+(`alignment`). In a stream, every start is allowed that is the first token of
+its piece; so tokens that are fed one by one can start a document anywhere.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+import functools
+import math
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
 from hope.memory import mlp, pallas, rule
+from hope.memory.segments import since_start
 
 MAX_BLOCK = 64
 KERNELS = ('xla', 'pallas')
@@ -22,6 +30,15 @@ KERNELS = ('xla', 'pallas')
 def block_size(chunk: int) -> int:
   """The largest divisor of `chunk` that is at most MAX_BLOCK, in tokens."""
   return max(b for b in range(1, min(chunk, MAX_BLOCK) + 1) if chunk % b == 0)
+
+
+def alignment(chunks: Iterable[int]) -> int:
+  """Tokens at whose multiples documents may start within a row.
+
+  Args:
+    chunks: the chunk size of each memory that reads the row, in tokens.
+  """
+  return math.lcm(*map(block_size, chunks))
 
 
 def check_kernel(kernel: str, chunk: int) -> None:
@@ -38,6 +55,20 @@ def check_kernel(kernel: str, chunk: int) -> None:
     )
 
 
+class _Marks(NamedTuple):
+  """What happens at the blocks of rows whose documents start anywhere.
+
+  Attributes:
+    reset: bool [count, b], the block starts a document.
+    complete: bool [count, b], the block ends a chunk.
+    valid: bool [count, b, 1, block], tokens that count; None: all.
+  """
+
+  reset: jax.Array
+  complete: jax.Array
+  valid: jax.Array | None
+
+
 def run(
   body: Callable[..., tuple[Any, Any, Any]],
   consts: Any,
@@ -46,36 +77,59 @@ def run(
   xs: Any,
   chunk: int,
   kernel: str = 'xla',
+  starts: jax.Array | None = None,
+  initial: Any = None,
 ) -> tuple[Any, jax.Array, Any]:
   """Scans `body` over the blocks of a piece.
 
   Args:
     body: (consts, start, now, trace, x, valid, form) -> (now, trace, y), where
-      x holds one block of xs, [b, n, c, ...], `valid` [c] says which of its
-      tokens count (None: all), `form` is of the rule's parts, and y is
-      [b, n, c, ...]. For 'pallas' it is called without b and n.
+      x holds one block of xs, [b, n, c, ...], `valid` [c] or [b, 1, c] says
+      which of its tokens count (None: all), `form` is of the rule's parts, and
+      y is [b, n, c, ...]. For 'pallas' it is called without b and n.
     consts: tree of [b, n, ...], the same at every block.
     state: mlp.State, or a tree of them (any tree with start, now and trace).
-    position: int32 scalar, tokens since the chunk began; None: zero, known
+    position: int32 [] or [b], tokens since the chunk began; None: zero, known
       before compilation.
     xs: tree of [b, t, n, ...].
     chunk: tokens of a chunk.
     kernel: 'xla', or 'pallas': where position is None, whole chunks are run by
       `pallas.scan`. All other tokens (those after the last whole chunk, and
       pieces that continue a stream, as in decoding) are run as with 'xla'.
+    starts: bool [b, t], True at the first token of a document; None: nowhere.
+      Such a token must be the first of the piece, or a multiple of
+      `block_size(chunk)` tokens after the document before it started. In a row
+      where one is not, all outputs are NaN.
+    initial: mlp.Kernels [b, n, ...] that a document starts from; None: zeros.
 
   Returns:
-    (state, position, ys): ys a tree of [b, t, n, ...].
+    (state, position, ys): ys a tree of [b, t, n, ...]. The position is [b] if
+    there are starts or the given position is [b], else [].
   """
-  t = jax.tree.leaves(xs)[0].shape[1]
+  batch, t = jax.tree.leaves(xs)[0].shape[:2]
   if kernel == 'pallas' and position is None and t >= chunk:
     whole = t - t % chunk
     part = lambda tree, *ends: jax.tree.map(lambda x: x[:, slice(*ends)], tree)
-    state, ys = _run_whole(body, consts, state, part(xs, whole), chunk)
+    state, position, ys = _run_whole(
+      body,
+      consts,
+      state,
+      part(xs, whole),
+      chunk,
+      part(starts, whole),
+      initial,
+    )
     if whole == t:
-      return state, jnp.int32(0), ys
+      return state, position, ys
     state, position, rest = run(
-      body, consts, state, None, part(xs, whole, None), chunk
+      body,
+      consts,
+      state,
+      None if starts is None else position,
+      part(xs, whole, None),
+      chunk,
+      starts=part(starts, whole, None),
+      initial=initial,
     )
     join = lambda *ys: jnp.concatenate(ys, axis=1)
     return state, position, jax.tree.map(join, ys, rest)
@@ -84,31 +138,42 @@ def run(
   full = aligned and t % chunk == 0
   if aligned:
     position = jnp.int32(0)
-  offset = 0 if aligned else position % block
+  if starts is None and position.ndim:
+    starts = jnp.zeros((batch, t), bool)
+  if starts is not None:
+    position = jnp.where(starts[:, 0], 0, position)
+  offset = 0 if aligned or block == 1 else position % block
   count = -(-t // block) if aligned or block == 1 else -(-(t - 1) // block) + 1
 
   def lay(x):
-    if count * block != t:
-      grid = jnp.zeros((x.shape[0], count * block, *x.shape[2:]), x.dtype)
-      x = lax.dynamic_update_slice_in_dim(grid, x, offset, axis=1)
+    x = _lay(x, offset, count * block)
     x = x.reshape(x.shape[0], count, block, *x.shape[2:])
     return jnp.moveaxis(x, (1, 3), (0, 2))
 
+  marks, misplaced, after = None, None, position + t
+  if starts is not None:
+    marks, misplaced = _marks(starts, position, offset, count, block, chunk)
+    after = since_start(starts, position)[:, -1] + 1
+
   def step(carry, x):
+    x, j, marks = x
+    if marks is not None:
+      carry = _reset(marks.reset, carry, initial)
     start, now, trace = carry
-    x, j = x
     if full and block == chunk:
       now, trace, y = body(consts, now, now, trace, x, None, rule.XLA)
       return (start, now, trace), y
-    place = j * block + jnp.arange(block)
-    valid = None
-    if count * block != t:
-      valid = (place >= offset) & (place < offset + t)
+    if marks is not None:
+      valid, complete = marks.valid, marks.complete
+    else:
+      place = j * block + jnp.arange(block)
+      valid = None
+      if count * block != t:
+        valid = (place >= offset) & (place < offset + t)
+      end = (j + 1) * block - offset
+      complete = (end <= t) & ((position + end) % chunk == 0)
     now, trace, y = body(consts, start, now, trace, x, valid, rule.XLA)
-    end = (j + 1) * block - offset
-    complete = (end <= t) & ((position + end) % chunk == 0)
-    start = jax.tree.map(lambda s, n: jnp.where(complete, n, s), start, now)
-    return (start, now, trace), y
+    return (_where(complete, now, start), now, trace), y
 
   start, now, trace = state
   if full and block == chunk:
@@ -120,7 +185,7 @@ def run(
       step, policy=jax.checkpoint_policies.save_only_these_names('solve')
     ),
     (start, now, trace),
-    (jax.tree.map(lay, xs), jnp.arange(count)),
+    (jax.tree.map(lay, xs), jnp.arange(count), marks),
   )
   if full and block == chunk:
     start = now
@@ -128,37 +193,139 @@ def run(
   def unlay(y):
     y = jnp.moveaxis(y, (0, 2), (1, 3))
     y = y.reshape(y.shape[0], count * block, *y.shape[3:])
-    return lax.dynamic_slice_in_dim(y, offset, t, axis=1)
+    return _unlay(y, offset, t)
 
   state = mlp.State(start, now, trace)
-  return state, (position + t) % chunk, jax.tree.map(unlay, ys)
+  return state, after % chunk, _spoil(misplaced, jax.tree.map(unlay, ys))
 
 
-def _run_whole(body, consts, state, xs, chunk):
-  """Whole chunks from a chunk's start, by `pallas.scan`."""
+def _lay(x: jax.Array, offset: jax.Array | int, size: int) -> jax.Array:
+  """Puts x [b, t, ...] on a grid of zeros, [b, size, ...].
+
+  Args:
+    x: a piece.
+    offset: [] or [b], place of the piece's first token.
+    size: places of the grid.
+  """
+  if size == x.shape[1]:
+    return x
+  grid = jnp.zeros((x.shape[0], size, *x.shape[2:]), x.dtype)
+  if not jnp.ndim(offset):
+    return lax.dynamic_update_slice_in_dim(grid, x, offset, axis=1)
+  update = functools.partial(lax.dynamic_update_slice_in_dim, axis=0)
+  return jax.vmap(update)(grid, x, offset)
+
+
+def _unlay(grid: jax.Array, offset: jax.Array | int, t: int) -> jax.Array:
+  """The inverse of `_lay`."""
+  if not jnp.ndim(offset):
+    return lax.dynamic_slice_in_dim(grid, offset, t, axis=1)
+  take = functools.partial(lax.dynamic_slice_in_dim, slice_size=t, axis=0)
+  return jax.vmap(take)(grid, offset)
+
+
+def _marks(
+  starts: jax.Array,
+  position: jax.Array,
+  offset: jax.Array | int,
+  count: int,
+  block: int,
+  chunk: int,
+) -> tuple[_Marks, jax.Array]:
+  """The marks of a piece, and which rows have a start within a block, [b].
+
+  Args:
+    starts: as in `run`.
+    position: as in `run`, [b].
+    offset: [] or [b], place of the piece's first token on the grid.
+    count: blocks of the grid.
+    block: tokens of a block.
+    chunk: tokens of a chunk.
+  """
+  batch, t = starts.shape
+  laid = _lay(starts, offset, count * block)
+  since = since_start(laid, position - offset)[:, ::block]
+  laid = laid.reshape(batch, count, block)
+  place = jnp.arange(count * block) - jnp.expand_dims(offset, -1)
+  ends_inside = place[..., block - 1 :: block] < t
+  valid = None
+  if count * block != t:
+    valid = jnp.broadcast_to((place >= 0) & (place < t), (batch, count * block))
+    valid = valid.reshape(batch, count, 1, block).swapaxes(0, 1)
+  marks = _Marks(
+    laid[..., 0].T, (ends_inside & ((since + block) % chunk == 0)).T, valid
+  )
+  return marks, laid[..., 1:].any((1, 2))
+
+
+def _where(flag: jax.Array, new: Any, old: Any) -> Any:
+  """Takes leaves [b, ...] of `new` where a flag, [] or [b], is set."""
+
+  def choose(new, old):
+    here = flag
+    if rank := jnp.ndim(flag):
+      here = flag.reshape(flag.shape + (1,) * (old.ndim - rank))
+    return jnp.where(here, new, old)
+
+  return jax.tree.map(choose, new, old)
+
+
+def _reset(flag: jax.Array, carry: Any, initial: Any) -> Any:
+  """(start, now, trace), of a document's first token where a flag is set."""
+  start, now, trace = carry
+  zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
+  fresh = zeros(now) if initial is None else initial
+  begin = (None if start is None else fresh, fresh, zeros(trace))
+  return _where(flag, begin, carry)
+
+
+def _spoil(misplaced: jax.Array | None, ys: Any) -> Any:
+  """Turns the rows [b, ...] where documents are misplaced into NaN."""
+  if misplaced is None:
+    return ys
+  nan = jax.tree.map(lambda y: jnp.full_like(y, jnp.nan), ys)
+  return _where(misplaced, nan, ys)
+
+
+def _run_whole(body, consts, state, xs, chunk, starts, initial):
+  """Whole chunks from a chunk's start, by `pallas.scan`; returns as `run`."""
   block = block_size(chunk)
+  batch, t, heads = jax.tree.leaves(xs)[0].shape[:3]
+  marks, misplaced, position = None, None, jnp.int32(0)
+  if starts is not None:
+    zero = jnp.zeros(batch, jnp.int32)
+    marks, misplaced = _marks(starts, zero, 0, t // block, block, chunk)
+    position = (since_start(starts, zero)[:, -1] + 1) % chunk
+    # A number per token, [b, n, t, 1], as all that the kernel streams.
+    column = lambda flag: jnp.broadcast_to(
+      jnp.repeat(flag.T, block, axis=1)[:, None, :, None].astype(jnp.float32),
+      (batch, heads, t, 1),
+    )
+    marks = column(marks.reset), column(marks.complete)
 
   def step(consts, carry, x, j):
+    consts, initial = consts
+    x, marks = x
+    complete = (j + 1) * block % chunk == 0
+    if marks is not None:
+      # Flags of one head, [1, 1].
+      reset, complete = (flag[:1] > 0 for flag in marks)
+      carry = _reset(reset, carry, initial)
     start, now, trace = carry
     if block == chunk:
       now, trace, y = body(consts, now, now, trace, x, None, pallas.FORM)
       return (None, now, trace), y
     now, trace, y = body(consts, start, now, trace, x, None, pallas.FORM)
-    complete = (j + 1) * block % chunk == 0
-    start = jax.tree.map(lambda s, n: jnp.where(complete, n, s), start, now)
-    return (start, now, trace), y
+    return (_where(complete, now, start), now, trace), y
 
   start, now, trace = state
   if block == chunk:
     start = None
+  xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), xs)
   (start, now, trace), ys = pallas.scan(
-    step,
-    consts,
-    (start, now, trace),
-    jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), xs),
-    block,
+    step, (consts, initial), (start, now, trace), (xs, marks), block
   )
   if block == chunk:
     start = now
   ys = jax.tree.map(lambda y: jnp.moveaxis(y, 2, 1), ys)
-  return mlp.State(start, now, trace), ys
+  return mlp.State(start, now, trace), position, _spoil(misplaced, ys)

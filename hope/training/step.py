@@ -151,12 +151,13 @@ def loss_and_metrics(
 
   Args:
     model: Hope.
-    batch: inputs, targets int32 [b, t], weights float32 [b, t].
+    batch: inputs, targets int32 [b, t], weights float32 [b, t]; with
+      `data.segments` also starts, bool [b, t].
 
   Returns:
     (loss, metrics): the sum, and sums and norms to report.
   """
-  logits, state = model(batch['inputs'])
+  logits, state = model(batch['inputs'], starts=batch.get('starts'))
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, batch['targets']
   )

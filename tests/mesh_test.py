@@ -55,6 +55,9 @@ for batch in tokens:
     'targets': batch[:, 1:],
     'weights': np.ones((len(mine), 32), np.float32),
   }
+  if config.data.segments:
+    starts = np.random.default_rng(len(losses)).random((8, 32))
+    batch['starts'] = (starts < 0.4)[mine] & (np.arange(32) % 8 == 0)
   state, metrics = step(state, mesh_lib.put_batch(batch, mesh))
   losses.append(float(metrics['loss']))
 whole = jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(
@@ -158,6 +161,23 @@ def test_a_mesh_changes_nothing_but_rounding(
   config = {'model.mixer': mixer, 'optimizer.name': name}
   result = run(8 // processes, processes, **config, **axes(sizes))
   assert_equal(result, alone(mixer, name))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('mesh')
+@pytest.mark.parametrize('mixer', ['titans', 'attention'])
+def test_documents_on_a_mesh(cache, mixer):
+  config = {
+    'model.mixer': mixer,
+    'model.cms.mode': 'in_context',
+    'model.cms.periods': (4, 8),
+    'data.segments': True,
+  }
+  expected = run(cache, 1, **config)
+  result = run(cache, 8, 1, **config, **axes((2, 1, 2, 2)))
+  assert_equal(result, expected)
+  plain = run(cache, 1, **(config | {'data.segments': False}))
+  assert abs(plain['losses'][0] - expected['losses'][0]) > 1e-4
 
 
 @pytest.mark.xdist_group('mesh')

@@ -20,7 +20,7 @@ from layer_cases import (
 import numpy as np
 import pytest
 
-from hope.memory import pallas, rule, solve
+from hope.memory import pallas, rule, solve, stream
 
 HERE = pathlib.Path(__file__).parent
 BAR = 1e-5  # float32
@@ -94,7 +94,7 @@ def test_solve_of_identical_keys_in_float32():
 # ------------------------------------------------------------------- the layer
 
 
-def run(kernel, x, params=None, **options):
+def run(kernel, x, params=None, starts=None, **options):
   """(gradients by parameters and input, (y, state)) of a whole layer."""
   layer = titans(x.shape[-1], kernel=kernel, dtype=x.dtype, **options)
   graph, own = nnx.split(layer)
@@ -104,7 +104,7 @@ def run(kernel, x, params=None, **options):
   def compute(params, x):
     def total(params, x):
       layer = nnx.merge(graph, params)
-      y, state = layer(x)
+      y, state = layer(x, None, starts)
       # Weights that tell tokens and states apart.
       leaves = jax.tree.leaves((y, state.memory.now, state.projections))
       waves = [
@@ -173,6 +173,28 @@ def test_layer_in_float32(chunk):
 def test_chunks_of_several_blocks(x64):
   options = {'chunk_size': 128, 'projection_chunk_size': 64}
   assert_forms_agree(inputs(1, 256, 4, np.float64), BAR64, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'anchor': 'zero', 'projection_chunk_size': 16},
+    {'momentum': False, 'projection_chunk_size': 8, 'self_target': False},
+  ],
+)
+def test_documents_in_a_row(x64, monkeypatch, options):
+  """Chunks of two blocks; a document starts within a chunk of the row."""
+  monkeypatch.setattr(stream, 'MAX_BLOCK', 8)
+  x = inputs(2, 40, 4, np.float64)
+  starts = np.zeros((2, 40), bool)
+  starts[0, [8, 32]] = starts[1, 16] = True
+  options = {'chunk_size': 16, 'starts': starts} | options
+  assert_forms_agree(x, BAR64, **options)
+  misplaced = starts.copy()
+  misplaced[1, 4] = True
+  (_, (y, _)) = run('pallas', x, **(options | {'starts': misplaced}))
+  assert np.isfinite(y[0]).all() and np.isnan(y[1]).all()
 
 
 @pytest.mark.slow
@@ -299,6 +321,7 @@ from hope.layers.titans import SelfReferentialTitans, TitansOptions
 
 topology, width, options = sys.argv[1:]
 width, options = int(width), json.loads(options)
+documents = options.pop('documents', False)
 devices = topologies.get_topology_desc(
   platform='tpu', topology_name=topology
 ).devices
@@ -314,10 +337,14 @@ def on(x, *axes):
   sharding = NamedSharding(mesh, PartitionSpec(*axes))
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-total = lambda params, x: jnp.sum(nnx.merge(graph, params)(x)[0] ** 2)
+def total(params, x, starts):
+  starts = starts if documents else None
+  return jnp.sum(nnx.merge(graph, params)(x, None, starts)[0] ** 2)
+
+starts = jax.ShapeDtypeStruct((len(devices), 256), bool)
 x = jax.ShapeDtypeStruct((len(devices), 256, 2 * width), jnp.float32)
 compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(
-  jax.tree.map(on, params), on(x, 'data')
+  jax.tree.map(on, params), on(x, 'data'), on(starts, 'data')
 ).compile()
 text = compiled.as_text()
 print(json.dumps({
@@ -335,6 +362,12 @@ print(json.dumps({
     ('v5e:2x2', 128, {'q_memory': True, 'projection_chunk_size': 128}),
     ('v5e:2x2', 128, {'hidden_multiple': 0, 'momentum': False}),
     ('v5p:2x2x1', 128, {}),
+    ('v5e:2x2', 128, {'documents': True}),
+    (
+      'v5e:2x2',
+      64,
+      {'documents': True, 'anchor': 'zero', 'chunk_size': 128},
+    ),
     ('v6e:2x2', 64, {'chunk_size': 16, 'erase': False, 'read': 'chunk'}),
   ],
 )

@@ -244,7 +244,7 @@ STREAMED = {
   'static': functools.partial(
     titans, chunk_size=8, self_modifying=False, momentum=False
   ),
-  'attention': lambda: CausalAttention(8, 2, 5, rngs=nnx.Rngs(0)),
+  'attention': functools.partial(CausalAttention, 8, 2, 5, rngs=nnx.Rngs(0)),
   'model': model_module,
 }
 SPLITS = ([1] * 24, [9, 9] + [1] * 6, [1] * 8 + [9] + [1] * 7)
@@ -265,9 +265,9 @@ def values(name, tokens, seed=3):
 @pytest.mark.parametrize(
   'name',
   [
-    'titans',
+    'static',
     'attention',
-    *(pytest.param(n, marks=pytest.mark.slow) for n in ('static', 'model')),
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ('titans', 'model')),
   ],
 )
 def test_pieces_are_the_whole(name):
@@ -287,7 +287,11 @@ def test_pieces_are_the_whole(name):
 
 
 @pytest.mark.parametrize(
-  'name', [pytest.param('titans', marks=pytest.mark.slow), 'model']
+  'name',
+  [
+    'attention',
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ('titans', 'model')),
+  ],
 )
 def test_streams_start_documents_anywhere(name):
   """Token by token, and where the pieces of a row start with its documents.

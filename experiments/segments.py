@@ -30,8 +30,8 @@ import numpy as np
 
 from hope import data as data_lib
 from hope.config import base_config, resolve
+from hope.data.encoding import encode_document
 from hope.data.packing import Packing
-from hope.data.pipeline import encode_document
 from hope.data.tokenization import ByteTokenizer
 from hope.parallel import mesh as mesh_lib
 from hope.training import step as step_lib
@@ -106,7 +106,7 @@ def rows(
   if way == 'alone':
     config.data.seq_len = -(-max(map(len, documents)) // 16) * 16
   packing = Packing(config)
-  laid = [packing.document({'tokens': x})['tokens'] for x in documents]
+  laid = [packing.lay_out(x) for x in documents]
   if way == 'crossed':
     laid = [x[: len(d)] for x, d in zip(laid, documents, strict=True)]
   length = config.data.seq_len

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hope.config import base_config, resolve
+from hope.config import base_config
 from hope.data import (
   documents,
   encoding,
@@ -94,128 +94,6 @@ def test_packing_is_undone_by_unpacking(tmp_path, count):
     seen |= set(parts)
   assert seen == train
   assert not seen & heldout
-
-
-def segments_config(folder, count, chunk=4, **data):
-  config = make_config(folder, count, **({'seq_len': 16} | data))
-  config.model.titans.chunk_size = config.model.titans.projection_chunk_size = (
-    chunk
-  )
-  config.data.segments = True
-  return config
-
-
-def assert_rows_of_segments(rows, align):
-  """Returns the whole documents of rows that follow one another.
-
-  Args:
-    rows: of one lane, {name: [n, t]}.
-    align: of which documents' starts are multiples in a row.
-  """
-  assert (
-    not np.nonzero(rows['starts'])[1].size
-    or (np.nonzero(rows['starts'])[1] % align == 0).all()
-  )
-  flat = {name: rows[name].reshape(-1) for name in rows}
-  starts = np.flatnonzero(flat['starts'])
-  found = []
-  for start, end in zip(starts, starts[1:], strict=False):
-    weights = flat['weights'][start:end]
-    size = int(weights.sum())
-    assert end - start == -(-size // align) * align
-    assert weights[:size].all()
-    targets = flat['targets'][start:end]
-    assert flat['inputs'][start] == SEPARATOR
-    np.testing.assert_array_equal(
-      flat['inputs'][start + 1 : start + size], targets[: size - 1]
-    )
-    assert (flat['inputs'][start + size : end] == SEPARATOR).all()
-    assert (targets[size - 1 :] == SEPARATOR).all()
-    assert SEPARATOR not in targets[: size - 1]
-    found.append(bytes(targets[: size - 1].tolist()))
-  return found
-
-
-@pytest.mark.parametrize('chunk', [1, 4, 16])
-def test_segments_score_every_byte_once(tmp_path, chunk):
-  config = segments_config(tmp_path, 30, chunk)
-  train = sorted(text for _, text in documents(config, 'train'))
-  streams = num_streams(config)
-  batches = take(train_iterator(config, ByteTokenizer()), 40 * streams // 4)
-  rows = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
-  assert rows['starts'].dtype == bool and rows['weights'].dtype == np.float32
-  seen = set()
-  for i in range(streams):
-    lane = {k: v[i::streams] for k, v in rows.items()}
-    assert lane['starts'][0, 0]
-    seen |= set(assert_rows_of_segments(lane, chunk))
-  assert sorted(seen) == train
-
-
-def test_segments_of_heldout_documents(tmp_path):
-  config = segments_config(tmp_path, 60, size=300, batch_size=1)
-  heldout = [text for _, text in documents(config, 'heldout')]
-  batches, per_token = pipeline.heldout_batches(config, ByteTokenizer(), 10**4)
-  rows = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}
-  # The end of the last document may not fill a row.
-  found = assert_rows_of_segments(rows, 4)
-  assert found == heldout[: len(found)] and len(found) >= len(heldout) - 2
-  # Padding is no token.
-  tokens = sum(len(text) + 1 for text in heldout)
-  assert per_token == sum(map(len, heldout)) / tokens
-  assert rows['weights'].sum() > tokens - 16
-  config.data.segments = False
-  assert pipeline.heldout_batches(config, ByteTokenizer(), 10**4)[1] == (
-    per_token
-  )
-
-
-def test_segments_without_padding_are_the_stream_of_today(tmp_path):
-  """Attention's documents start anywhere, so nothing is laid out anew."""
-  config = segments_config(tmp_path, 30, heldout_fraction=0.4)
-  config.model.mixer = 'attention'
-  streams = num_streams(config)
-  batches = take(train_iterator(config, ByteTokenizer()), 10 * streams // 4)
-  config.data.segments = False
-  plain = sequences(take(train_iterator(config, ByteTokenizer()), 3 * streams))
-  assert all(batch['weights'].all() for batch in batches)
-  targets = np.concatenate([batch['targets'] for batch in batches])
-  for i in range(streams):
-    tokens = targets[i::streams].reshape(-1)
-    stream = plain[i::streams].reshape(-1)
-    count = min(len(tokens), len(stream))
-    assert count > 100
-    np.testing.assert_array_equal(tokens[:count], stream[:count])
-
-
-def test_segments_are_resumed_exactly(tmp_path):
-  config = segments_config(tmp_path, 11, batch_size=3)
-  iterator = train_iterator(config, ByteTokenizer())
-  take(iterator, 7)
-  state = json.dumps(iterator.get_state())
-  expected = take(iterator, 20)
-  fresh = train_iterator(config, ByteTokenizer())
-  fresh.set_state(json.loads(state))
-  assert_same(take(fresh, 20), expected)
-  config = segments_config(tmp_path, 0, chunk=8, batch_size=3)
-  other = train_iterator(config, ByteTokenizer())
-  with pytest.raises(ValueError, match='alignment was 4 and is 8'):
-    other.set_state(json.loads(state))
-
-
-def test_segments_need_rows_of_whole_blocks(tmp_path):
-  config = segments_config(tmp_path, 11, chunk=6, seq_len=64)
-  message = 'multiples of 6 tokens.*data.seq_len=64 is none.*data.seq_len=66'
-  with pytest.raises(ValueError, match=message):
-    train_iterator(config, ByteTokenizer())
-  with pytest.raises(ValueError, match=message):
-    resolve(config, 257)
-  config.model.cms.mode, config.model.cms.periods = 'in_context', (1, 4)
-  config.data.seq_len = 24
-  resolve(config, 257)
-  config.data.seq_len = 18
-  with pytest.raises(ValueError, match='multiples of 12 tokens'):
-    resolve(config, 257)
 
 
 def test_epochs_hold_each_document_once_and_differ(tmp_path):

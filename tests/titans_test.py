@@ -141,6 +141,8 @@ ORACLE_CASES = {
     'erase': False,
   },
   'mix_none': {'mix': 'none', 'hidden_multiple': 2, 'retention': False},
+  # The gates' values are as wide as their inputs.
+  'heads_of_width_1': {'heads': 8},
 }
 
 

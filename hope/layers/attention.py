@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hope.layers.precision import at_least_float32
+from hope.memory import finite
 from hope.memory.segments import since_start
 from hope.parallel import rules
 
@@ -97,12 +98,12 @@ class CausalAttention(nnx.Module):
     # Nothing is seen of what came before the document: an empty cache, or the
     # end of another document.
     seen &= distance <= position[..., None]
+    window = keys[:, -cached - t :], values[:, -cached - t :]
+    (near, read), spoiled = finite.isolate_seen(window, seen)
     y = jax.nn.dot_product_attention(
-      q,
-      keys[:, -cached - t :],
-      values[:, -cached - t :],
-      mask=seen.reshape(-1, 1, t, cached + t),
+      q, near, read, mask=seen.reshape(-1, 1, t, cached + t)
     )
+    y = finite.spoil(y, spoiled)
     y = self.output(rules.constrain(y.reshape(b, t, width), 'hidden'))
     keep = lambda z, old: z[:, t:].astype(old.dtype)
     return y, AttentionState(

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
-from hope.memory import mlp, stream
+from hope.memory import finite, mlp, stream
 from hope.parallel import rules
 
 
@@ -125,6 +125,7 @@ class InContextLevel(nnx.Module):
       state = self.init_state(x.shape[0])
     else:
       position = state.position
+    x, spoiled = finite.isolate(x, starts)
     z = self.norm(x)
     k, v = jnp.split(at_least_float32(self.key_value(z)), 2, axis=-1)
     gates = jax.nn.sigmoid(at_least_float32(self.gates(z)))
@@ -167,7 +168,10 @@ class InContextLevel(nnx.Module):
       self.period,
       starts=starts,
     )
-    return y[:, :, 0].astype(x.dtype), LevelState(memory, position)
+    if spoiled is not None:
+      memory = finite.spoil(memory, spoiled[:, -1])
+    y = finite.spoil(y[:, :, 0].astype(x.dtype), spoiled)
+    return y, LevelState(memory, position)
 
 
 class ContinuumMemory(nnx.Module):

@@ -38,7 +38,7 @@ from hope.layers.convolution import CausalConvolution
 from hope.layers.dense import dot_general
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
-from hope.memory import mlp, stream
+from hope.memory import finite, mlp, stream
 from hope.memory.objectives import bound_norm
 from hope.parallel import rules
 
@@ -238,6 +238,7 @@ class SelfReferentialTitans(nnx.Module):
     if fresh:
       state = self.init_state(batch)
       state = state._replace(projection_position=None, memory_position=None)
+    x, spoiled = finite.isolate(x, starts)
     mixed = self.mix(x) if options.mix == 'dense' else x
     mixed, conv = self.conv(rules.by_head(mixed), state.conv, starts)
     mixed = jax.nn.silu(mixed)
@@ -257,7 +258,10 @@ class SelfReferentialTitans(nnx.Module):
     y, memory, memory_position = self._remember(projected, beta, state, starts)
     y = self.norm(y).reshape(batch, t, -1).astype(self.dtype)
     y = self.output(rules.constrain(y, 'hidden'))
-    return y, TitansState(conv, projections, position, memory, memory_position)
+    end = None if spoiled is None else spoiled[:, -1]
+    conv, projections, memory = finite.spoil((conv, projections, memory), end)
+    state = TitansState(conv, projections, position, memory, memory_position)
+    return finite.spoil(y, spoiled), state
 
   def _generate(self, kernels, biases, x):
     """q, k, v, eta, alpha of some tokens: [.., c, d], and [.., c, 1] for gates.

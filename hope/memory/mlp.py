@@ -1,10 +1,11 @@
 """Memories that share their key: their values, errors and learning.
 
-A memory is M(z) = z + act(z @ up) @ down (Eq. 89 of arXiv:2512.24695; no
-residual where i != o), or linear, M(z) = z @ down. Memories whose values have
-the same width o form a group; `down` has a kernel of each. Their first layers
-are one kernel `up`, since all of them read the same key: one Gram matrix and
-one solve serve them all.
+A memory is M(z) = z + act(z @ up) @ down (Eq. 89 of arXiv:2512.24695), or
+linear, M(z) = z @ down. Memories whose values have the same role, and so the
+same width o, form a group; `down` has a kernel of each. The first group's
+values are vectors like z; others, as gates, have no residual, even where z is
+as narrow as they are. The first layers of all are one kernel `up`, since all
+read the same key: one Gram matrix and one solve serve them all.
 """
 
 import itertools
@@ -75,11 +76,14 @@ def _join(xs: list[jax.Array]) -> jax.Array:
   return x.reshape(*x.shape[:-2], -1)
 
 
-def _residual(kernels: Kernels, z: jax.Array, out: jax.Array, residual: bool):
-  """out [..., m, c, o], with the residual where the memory has one."""
-  if residual and kernels.up is not None and z.shape[-1] == out.shape[-1]:
-    out += z[..., None, :, :]
-  return out
+def _residual(
+  kernels: Kernels, z: jax.Array, outs: list[jax.Array], residual: bool
+) -> tuple[jax.Array, ...]:
+  """Outputs [..., m, c, o] of each group, the first one's with the residual."""
+  first, *others = outs
+  if residual and kernels.up is not None:
+    first += z[..., None, :, :]
+  return first, *others
 
 
 def forward(
@@ -96,10 +100,8 @@ def forward(
     Of each group, [..., m, c, o].
   """
   _, features = _features(kernels, z)
-  return tuple(
-    _residual(kernels, z, u @ down, residual)
-    for u, down in zip(features, kernels.down, strict=True)
-  )
+  outs = [u @ down for u, down in zip(features, kernels.down, strict=True)]
+  return _residual(kernels, z, outs, residual)
 
 
 def select(kernels: Kernels, first: int, last: int) -> Kernels:
@@ -183,8 +185,11 @@ def _errors(
   )
   pre, features = _features(frozen, k)
   errors, back = [], []
-  for u, down, target in zip(features, frozen.down, targets, strict=True):
-    prediction = _residual(frozen, k, u @ down, residual)
+  outs = [u @ down for u, down in zip(features, frozen.down, strict=True)]
+  predictions = _residual(frozen, k, outs, residual)
+  for prediction, down, target in zip(
+    predictions, frozen.down, targets, strict=True
+  ):
     g = bound(objectives.error(objective, prediction, target))
     errors.append(g)
     if frozen.up is not None:
@@ -272,9 +277,9 @@ def learn(
     if queries is not None:
       if base is not None:
         read += q_features[j] @ base.down[j]
-      reads.append(_residual(frozen, queries, read, residual))
+      reads.append(read)
   return (
     Kernels(up, tuple(downs)),
     None if trace is None else Kernels(up_trace, tuple(down_traces)),
-    None if queries is None else tuple(reads),
+    None if queries is None else _residual(frozen, queries, reads, residual),
   )

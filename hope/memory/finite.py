@@ -1,0 +1,84 @@
+"""A token that is not finite spoils itself and what comes after it, no more.
+
+In the chunk form, what a token does not see is multiplied by 0, and 0 * NaN is
+NaN: a NaN would reach all tokens of its block. So such a token is computed as
+zeros, and what depends on it is made NaN afterwards.
+"""
+
+import functools
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from hope.memory.segments import since_start
+
+
+def _finite(x: jax.Array) -> jax.Array:
+  """Whether all numbers of a token are finite: bool, without the last axis."""
+  return jnp.isfinite(x).all(axis=-1)
+
+
+def isolate(
+  x: jax.Array, starts: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+  """Replaces tokens that are not finite, where each sees all before it.
+
+  Args:
+    x: [b, t, ...].
+    starts: bool [b, t], True where a document starts; None: nowhere.
+
+  Returns:
+    (x, spoiled): x with zeros for a token that is not finite; bool [b, t],
+    whether a token is such a one, or comes after one in its document. None for
+    a single token, which sees no other.
+  """
+  if x.shape[1] == 1:
+    return x, None
+  kept = _finite(x)
+  place = jnp.arange(kept.shape[1])
+  last = lax.cummax(jnp.where(kept, -1, place), axis=1)
+  first = 0 if starts is None else place - since_start(starts, 0)
+  return jnp.where(kept[..., None], x, 0), last >= first
+
+
+def isolate_seen(
+  xs: tuple[jax.Array, ...], seen: jax.Array
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+  """Replaces tokens that are not finite, where each sees what a mask says.
+
+  Args:
+    xs: of heads, [b, s, n, ...] each.
+    seen: bool [t, s] or [b, t, s].
+
+  Returns:
+    (xs, spoiled): as `isolate`, but bool [b, t, n]: whether a token sees one.
+  """
+  kept = functools.reduce(jnp.logical_and, map(_finite, xs))
+  counts = jnp.einsum(
+    'ts,bsn->btn' if seen.ndim == 2 else 'bts,bsn->btn',
+    seen.astype(jnp.float32),
+    (~kept).astype(jnp.float32),
+  )
+  clear = lambda x: jnp.where(kept[..., None], x, 0)
+  return tuple(map(clear, xs)), counts > 0
+
+
+def spoil(tree: Any, spoiled: jax.Array | None) -> Any:
+  """Makes parts of a tree NaN.
+
+  Args:
+    tree: of arrays whose first axes are those of `spoiled`; integers are kept.
+    spoiled: bool; None: no part.
+  """
+  if spoiled is None:
+    return tree
+
+  def nan(x: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+      return x
+    parts = spoiled.reshape(*spoiled.shape, *(1,) * (x.ndim - spoiled.ndim))
+    return jnp.where(parts, jnp.nan, x)
+
+  return jax.tree.map(nan, tree)

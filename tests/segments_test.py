@@ -17,6 +17,7 @@ from layer_cases import (
   small_config,
   titans,
 )
+import ml_collections
 import numpy as np
 import pytest
 
@@ -25,6 +26,7 @@ from hope.layers.cms import ContinuumMemory
 from hope.layers.convolution import CausalConvolution
 from hope.memory import stream
 from hope.memory.segments import since_start
+from hope.model import Hope
 from hope.parallel import mesh as mesh_lib
 from hope.training import step as step_lib
 
@@ -218,7 +220,16 @@ def test_chunks_of_several_blocks(anchor, x64, monkeypatch):
   ],
 )
 def test_rows_of_the_model_are_their_documents(fields, x64):
-  model = randomize(model_module(**fields), jnp.float64)
+  fields = {
+    'model.titans.chunk_size': 8,
+    'model.titans.projection_chunk_size': 4,
+    'model.cms.mode': 'in_context',
+    'model.cms.periods': (2, 8),
+    **fields,
+  }
+  config = ml_collections.ConfigDict(small_config(**fields))
+  config.model.dtype = 'float64'
+  model = randomize(Hope(config, rngs=nnx.Rngs(0)), jnp.float64)
   rng = np.random.default_rng(0)
   documents = [rng.integers(0, 64, (2, n)) for n in DOCUMENTS]
   padding = rng.integers(0, 64, (2, place(8)[1]))

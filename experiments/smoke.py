@@ -17,9 +17,10 @@ def get_config():
   config.model.titans.projection_chunk_size = 16
   config.data.seq_len = 256
   config.data.batch_size = 4
-  config.optimizer.learning_rate = 8e-3
+  config.optimizer.name = 'm3'
+  config.optimizer.learning_rate = 0.02
   config.train.steps = 360
-  config.train.log_every = 20
+  config.train.log_every = 10
   config.train.eval_every = 180
   config.train.eval_batches = 32
   config.train.checkpoint_every = 90

@@ -354,7 +354,7 @@ def test_greedy_decoding_is_the_whole_pass(loaded):
     ('train.accumulate', 3, 'does not divide'),
     ('train.accumulate', 0, 'must be at least 1'),
     ('data.batch_size', 0, 'must be at least 1'),
-    ('mesh.tensor', 4, 'mesh.tensor=4 = 4 does not divide'),
+    ('mesh.tensor', 4, 'does not divide model.num_heads=1'),
     ('mesh.data', 7, 'but there are'),
     ('model.preset', 'large', 'choose one of'),
     ('sample.tokens', 0, 'must be at least 1'),

@@ -20,7 +20,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from hope.memory import mlp, pallas, rule
+from hope.memory import mlp, rule
 from hope.memory.segments import since_start
 
 MAX_BLOCK = 64
@@ -289,6 +289,9 @@ def _spoil(misplaced: jax.Array | None, ys: Any) -> Any:
 
 def _run_whole(body, consts, state, xs, chunk, starts, initial):
   """Whole chunks from a chunk's start, by `pallas.scan`; returns as `run`."""
+  # A start would wait a quarter of a second for Pallas, which few runs use.
+  from hope.memory import pallas
+
   block = block_size(chunk)
   batch, t, heads = jax.tree.leaves(xs)[0].shape[:3]
   marks, misplaced, position = None, None, jnp.int32(0)

@@ -220,6 +220,9 @@ def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
       state, metrics = update(state, mesh_lib.put_batch(batch, mesh))
       settle()
       pending = (number, batch, metrics)
+      if number == start + 1:  # the first sign of life, without another step
+        settle()
+        pending = None
       stop = terminated(number)
       if number % config.train.eval_every == 0 or number == steps:
         settle()

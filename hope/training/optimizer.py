@@ -286,9 +286,11 @@ def make_optimizer(
       device does all.
   """
   periods = config.model.cms.periods if config.model.cms.mode == 'outer' else ()
-  names = {config.optimizer.name}
+  # In one order, not in that of a set, which differs from start to start: the
+  # compiled program is found again by its text.
+  names = [config.optimizer.name]
   if config.optimizer.name in OF_MATRICES:
-    names.add('adamw')
+    names.append('adamw')
 
   def level(steps: int):
     return optax.partition(

@@ -37,7 +37,9 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize('value', [jnp.nan, jnp.inf])
+@pytest.mark.parametrize(
+  'value', [jnp.nan, pytest.param(jnp.inf, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize('name', LAYERS)
 def test_earlier_tokens_and_other_rows_are_untouched(name, value):
   run, x = call(LAYERS[name]()), inputs(2, TOKENS, WIDTH)

@@ -1,5 +1,10 @@
 """The optimizer of a run: chosen by name, levels at their own periods."""
 
+import os
+import subprocess
+import sys
+
+from conftest import ROOT
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -271,3 +276,35 @@ def test_levels_move_at_their_periods():
         moved[name].append(t)
   assert moved['embed'] == moved['level_0'] == list(range(7))
   assert moved['level_1'] == [2, 5]
+
+
+_LOWER = """
+import hashlib
+import jax
+import jax.numpy as jnp
+from hope import config as config_lib
+from hope.training.optimizer import make_optimizer
+
+config = config_lib.base_config()
+config.optimizer.name = 'm3'
+tx = make_optimizer(config_lib.resolve(config, 257))
+params = {'mix': {'kernel': jnp.ones((2, 8, 24))}, 'norm': jnp.ones(8)}
+update = jax.jit(tx.update).lower(params, tx.init(params), params)
+print(hashlib.sha256(update.as_text().encode()).hexdigest())
+"""
+
+
+def test_the_compiled_update_is_found_again():
+  """Its text does not depend on the order of a set, as 0 and 3 give it."""
+  texts = {
+    subprocess.run(
+      [sys.executable, '-c', _LOWER],
+      env=os.environ | {'PYTHONHASHSEED': seed},
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout
+    for seed in ('0', '3')
+  }
+  assert len(texts) == 1

@@ -166,17 +166,17 @@ def test_a_mesh_changes_nothing_but_rounding(
 @pytest.mark.slow
 @pytest.mark.xdist_group('mesh')
 @pytest.mark.parametrize('mixer', ['titans', 'attention'])
-def test_documents_on_a_mesh(cache, mixer):
+def test_documents_on_a_mesh(mixer):
   config = {
     'model.mixer': mixer,
     'model.cms.mode': 'in_context',
     'model.cms.periods': (4, 8),
     'data.segments': True,
   }
-  expected = run(cache, 1, **config)
-  result = run(cache, 8, 1, **config, **axes((2, 1, 2, 2)))
+  expected = run(1, **config)
+  result = run(8, 1, **config, **axes((2, 1, 2, 2)))
   assert_equal(result, expected)
-  plain = run(cache, 1, **(config | {'data.segments': False}))
+  plain = run(1, **(config | {'data.segments': False}))
   assert abs(plain['losses'][0] - expected['losses'][0]) > 1e-4
 
 

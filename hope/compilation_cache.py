@@ -125,14 +125,23 @@ class ProgramFolder:
         return
 
 
-def default_folder() -> pathlib.Path:
-  """The folder where nothing names another one.
+def cache_home() -> pathlib.Path:
+  """This project's part of the user's cache folder.
 
   Raises:
     RuntimeError: if the user has no home.
   """
   home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(home) / 'hope-jax' / 'compiled'
+  return pathlib.Path(home) / 'hope-jax'
+
+
+def default_folder() -> pathlib.Path:
+  """The folder of compiled programs where nothing names another one.
+
+  Raises:
+    RuntimeError: if the user has no home.
+  """
+  return cache_home() / 'compiled'
 
 
 def use() -> None:

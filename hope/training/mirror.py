@@ -14,6 +14,7 @@ import tempfile
 from etils import epath
 import jax
 
+from hope.compilation_cache import cache_home
 from hope.parallel import multihost
 from hope.training import workdir as workdir_lib
 
@@ -68,9 +69,7 @@ class Mirror:
         'directory, or gs://BUCKET/DIRECTORY.'
       ) from None
     name = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
-    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    self.local = pathlib.Path(cache) / 'hope-jax' / name
-    self.local /= f'process_{jax.process_index()}'
+    self.local = cache_home() / name / f'process_{jax.process_index()}'
     if reading:
       self.local = pathlib.Path(tempfile.mkdtemp(prefix='hope-jax-'))
     else:

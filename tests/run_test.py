@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from hope import generate, sampling
+from hope import sampling, trained
 from hope.parallel.mesh import one_device
 from hope.training import loop
 from hope.training import step as step_lib
@@ -288,7 +288,7 @@ def test_generate(home, finished):
 @pytest.fixture(scope='module')
 def loaded(finished):
   """(structure, parameters, a prompt)."""
-  _, tokenizer, graph, params = generate.load(str(finished))
+  _, tokenizer, graph, params = trained.load(str(finished))
   return (
     graph,
     params,
@@ -301,7 +301,7 @@ def test_a_run_of_a_kernel_for_tpus_speaks(finished, tmp_path):
   config = json.loads((workdir / 'config.json').read_text())
   config['model']['titans']['kernel'] = 'pallas'
   (workdir / 'config.json').write_text(json.dumps(config))
-  config, *_, params = generate.load(str(workdir))
+  config, *_, params = trained.load(str(workdir))
   assert config.model.titans.kernel == 'xla'
   expected = restore(finished).state.params
   jax.tree.map(np.testing.assert_array_equal, params, expected)
@@ -316,7 +316,7 @@ def test_a_run_whose_checkpoints_are_all_damaged(finished, tmp_path):
   config = json.loads((workdir / 'config.json').read_text())
   message = f'None of the {len(steps)} checkpoints'
   with pytest.raises(CheckpointError, match=message):
-    generate.load(str(workdir))
+    trained.load(str(workdir))
   with pytest.raises(CheckpointError, match=message):
     loop.run(ml_collections.ConfigDict(config), str(workdir))
   assert len(list((workdir / 'checkpoints').iterdir())) == len(steps)

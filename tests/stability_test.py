@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hope import config as config_lib
-from hope import generate
+from hope import trained as trained_lib
 from hope.parallel.mesh import one_device
 from hope.training import step as step_lib
 from hope.training.checkpoint import open_checkpoints
@@ -101,7 +101,7 @@ def trained(tmp_path_factory):
     subprocess.run(
       [*command, '--config=experiments/smoke.py'], cwd=ROOT, check=True
     )
-  config, _, graph, _ = generate.load(workdir)
+  config, _, graph, _ = trained_lib.load(workdir)
   _, state = step_lib.abstract_state(config, one_device())
   with open_checkpoints(workdir, config) as checkpoints:
     state = checkpoints.restore_latest(state).state

@@ -44,11 +44,22 @@ def build_model(config: Config) -> tuple[nnx.GraphDef, Any]:
   return graph, nnx.to_pure_dict(params)
 
 
-def _build(config: Config, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
-  graph, params = build_model(config)
-  opt_state = make_optimizer(config, mesh).init(params)
-  state = TrainState(params, opt_state, jnp.int32(0), jnp.bool_(True))
-  return graph, state
+@functools.lru_cache(maxsize=8)
+def _builder(
+  config: Config, mesh: Mesh
+) -> Callable[[], tuple[nnx.GraphDef, TrainState]]:
+  """The function that builds model and state.
+
+  It is the same one each time, so that jax traces it once: for the shapes, and
+  for the numbers.
+  """
+
+  def build():
+    graph, params = build_model(config)
+    opt_state = make_optimizer(config, mesh).init(params)
+    return graph, TrainState(params, opt_state, jnp.int32(0), jnp.bool_(True))
+
+  return build
 
 
 def abstract_state(
@@ -71,7 +82,7 @@ def abstract_state(
       "model.titans.kernel='pallas' is written for TPUs, and the devices are "
       f"of the platform {platform}; try model.titans.kernel='xla'."
     )
-  graph, state = jax.eval_shape(lambda: _build(config, mesh))
+  graph, state = jax.eval_shape(_builder(config, mesh))
   everywhere: Any = NamedSharding(mesh, PartitionSpec())
   shardings = TrainState(
     rules.of_params(state.params, mesh),
@@ -100,11 +111,11 @@ def init_state(config: Config, abstract: TrainState) -> TrainState:
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   mesh = _mesh(abstract)
   build = jax.jit(
-    lambda: _build(config, mesh)[1],
-    out_shardings=shardings,
+    _builder(config, mesh),
+    out_shardings=(None, shardings),
     compiler_options=devices.compiler_options(mesh),
   )
-  return build()
+  return build()[1]
 
 
 def _mesh(state: TrainState) -> Mesh:

@@ -36,7 +36,7 @@ import rich.table
 
 from experiments import optimizer_tasks as tasks
 from hope import command_line
-from hope.training import inputs as inputs_lib
+from hope.training import moments as inputs_lib
 import optimizers
 
 _SWEEP_SEED = 100

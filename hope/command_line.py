@@ -7,6 +7,7 @@ the same name.
 
 from collections.abc import Callable, Sequence
 import gc
+import importlib
 import io
 import os
 import re
@@ -198,3 +199,18 @@ def run(
       sys.exit(errors.report(error))
 
   app.run(act, flags_parser=read)
+
+
+def run_module(name: str) -> None:
+  """Runs the program of a module, which has `main` and `define_flags`.
+
+  The module is imported when the process has its final settings: a module that
+  imports jax would be imported twice otherwise.
+
+  Args:
+    name: of the module, as 'hope.profiling.throughput'.
+  """
+  run(
+    lambda values: importlib.import_module(name).main(values),
+    lambda values: importlib.import_module(name).define_flags(values),
+  )

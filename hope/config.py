@@ -15,9 +15,9 @@ from ml_collections import config_dict
 from hope.fields import Field, nearest, shown
 from hope.memory.stream import check_kernel
 from hope.model import PRESETS
+from hope.optimizer import parse_options
 from hope.parallel.mesh import check_sizes
 from hope.settings import FIELDS
-from hope.training.optimizer import parse_options
 
 
 def base_config() -> ml_collections.ConfigDict:

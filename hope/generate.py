@@ -50,5 +50,10 @@ def main(values: flags.FlagValues) -> None:
   print(text)
 
 
-if __name__ == '__main__':
+def start() -> None:
+  """Runs the program with the flags of the command line."""
   command_line.run(main, define_flags)
+
+
+if __name__ == '__main__':
+  start()

@@ -20,8 +20,8 @@ import rich.box
 import rich.console
 import rich.table
 
+from hope import optimizer
 from hope.model import Hope
-from hope.training import optimizer
 
 # Columns of a table that is not shown on a terminal.
 _WIDTH = 100
@@ -248,7 +248,7 @@ def _slow(
   return levels + _optimizer(config)
 
 
-# The memories of a rule, by its name in `hope.training.optimizer`: component,
+# The memories of a rule, by its name in `hope.optimizer`: component,
 # objective or what it averages, and updates of its level per update of the
 # memory. `{x}` is the argument x of the rule.
 _MEMORIES: dict[str, tuple[tuple[str, str, str], ...]] = {

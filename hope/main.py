@@ -75,5 +75,10 @@ def main(values: flags.FlagValues) -> None:
   multihost.finish(multihost.PREEMPTED if stopped else multihost.DONE)
 
 
-if __name__ == '__main__':
+def start() -> None:
+  """Runs the program with the flags of the command line."""
   command_line.run(main, define_flags)
+
+
+if __name__ == '__main__':
+  start()

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from hope.layers.attention import CausalAttention
-from hope.layers.cms import ContinuumMemory
+from hope.feedforward.cms import ContinuumMemory
 from hope.layers.norm import RMSNorm
-from hope.layers.titans import SelfReferentialTitans, TitansOptions
-from hope.parallel import rules
+from hope.mixers.attention import CausalAttention
+from hope.mixers.titans import SelfReferentialTitans, TitansOptions
+from hope.parallel import placement
 
 # num_layers, width, num_heads. The paper gives them for 760M (24 layers, width
 # 1536, 16 heads) and the width for 1.3B.
@@ -142,21 +142,21 @@ class Hope(nnx.Module):
       (logits, state), logits float32 [b, t, v], or [b, 1, v] of the last.
     """
     embed_graph, table = nnx.split(self.embed)
-    table = rules.gather(nnx.to_pure_dict(table), 'embed', self.dtype)
+    table = placement.gather(nnx.to_pure_dict(table), 'embed', self.dtype)
     embed = nnx.merge(embed_graph, table)
     graph, params, probes = nnx.split(self.blocks, nnx.Param, ...)
 
     def layer(x, inputs):
       params, probes, state = inputs
-      params = rules.gather(params, 'blocks', self.dtype)
+      params = placement.gather(params, 'blocks', self.dtype)
       x, state = nnx.merge(graph, params, probes)(x, state, starts)
-      return rules.constrain(x, 'tokens'), state
+      return placement.constrain(x, 'tokens'), state
 
     if self.remat:
       layer = jax.checkpoint(layer, prevent_cse=False)
     x, state = jax.lax.scan(
       layer,
-      rules.constrain(embed(tokens), 'tokens'),
+      placement.constrain(embed(tokens), 'tokens'),
       (nnx.to_pure_dict(params), probes, state),
     )
     if last_only:
@@ -164,7 +164,7 @@ class Hope(nnx.Module):
     x = self.norm(x) * (self.embed.embedding.shape[-1] ** -0.5)
     # Sums are of at least float32 and stay so: logits that are rounded to
     # bfloat16 would tie.
-    x = rules.constrain(x, 'logits').astype(self.dtype)
+    x = placement.constrain(x, 'logits').astype(self.dtype)
     dtype = jnp.promote_types(self.dtype, jnp.float32)
     table = embed.embedding[...].astype(self.dtype)
     return jnp.matmul(x, table.T, preferred_element_type=dtype), state

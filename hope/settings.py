@@ -3,7 +3,7 @@
 from hope.fields import Field
 from hope.memory.stream import KERNELS
 from hope.model import PRESETS
-from hope.training.optimizer import RULES
+from hope.optimizer import RULES
 
 # Every field by its path. Lengths are in tokens, periods and intervals in the
 # field's unit. The upper bounds are far above any use: what lies beyond them

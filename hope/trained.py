@@ -9,9 +9,9 @@ import ml_collections
 from hope.config import check_fields
 from hope.data import tokenization
 from hope.parallel.mesh import one_device
+from hope.run.checkpoint import open_checkpoints
+from hope.run.mirror import Mirror
 from hope.training import step as step_lib
-from hope.training.checkpoint import open_checkpoints
-from hope.training.mirror import Mirror
 
 
 def load(

@@ -17,16 +17,11 @@ import reference
 import rich.console
 import worker_cases
 
-from hope import (
-  accelerator,
-  accelerator_parts,
-  compilation_cache,
-  equality,
-  throughput,
-)
-from hope.accelerator_parts import Part
+from hope import compilation_cache
 from hope.config import base_config, resolve
 from hope.memory import rule
+from hope.profiling import accelerator, accelerator_parts, equality, throughput
+from hope.profiling.accelerator_parts import Part
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GPU = {'platform': 'gpu', 'memory_limit_bytes': 60 * 2**30}
@@ -500,7 +495,8 @@ import sys
 for name in ('grain', 'tensorflow_datasets', 'tensorboardX', 'tokenizers',
              'matplotlib', 'orbax', 'tensorflow'):
   sys.modules[name] = None
-from hope import accelerator, accelerator_parts, compilation_cache
+from hope.profiling import accelerator, accelerator_parts
+from hope import compilation_cache
 from jax._src import xla_bridge
 
 compilation_cache.use()

@@ -5,7 +5,7 @@ import pytest
 
 from hope.config import base_config
 from hope.data import documents, open_data
-from hope.evaluation import yardsticks
+from hope.evaluation import baselines
 from hope.training import loop
 
 
@@ -40,10 +40,10 @@ def test_baselines_score_the_raw_bytes(tmp_path, kind, tokenizer):
   heldout = b''.join(text for _, text in documents(config, 'heldout'))
   # Of a row, the first token is given and not scored.
   assert 0.7 < len(data.heldout_text) / len(heldout) < 1
-  expected = yardsticks.order2_bits_per_byte(train, data.heldout_text)
+  expected = baselines.order2_bits_per_byte(train, data.heldout_text)
   assert marks['order-2 counts'] == expected
   # And close to that of the whole documents, which the first bytes of rows cut.
-  whole = yardsticks.order2_bits_per_byte(train, heldout)
+  whole = baselines.order2_bits_per_byte(train, heldout)
   assert abs(expected - whole) < 0.5
   # The bytes of byte rows are their targets.
   if tokenizer == 'byte':

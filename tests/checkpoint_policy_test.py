@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from hope.training import checkpoint
+from hope.run import checkpoint
 
 
 def test_keeps_every_tenth_and_the_best(tmp_path):

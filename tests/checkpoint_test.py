@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from hope import errors
-from hope.training import checkpoint, manifest
+from hope.run import checkpoint, manifest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -379,7 +379,7 @@ def test_killed_while_saving(tmp_path):
   program = """
     import os, signal, sys
     import jax.numpy as jnp
-    from hope.training import checkpoint
+    from hope.run import checkpoint
     saver = checkpoint.Checkpointer(sys.argv[1], keep=3)
     for step in (1, 2):
       x = jnp.arange(8_000_000, dtype=jnp.float32) * step

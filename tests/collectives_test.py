@@ -10,7 +10,7 @@ PROGRAM = """
 import json, sys
 import jax, numpy as np
 from hope.config import base_config, resolve
-from hope.hlo import Program
+from hope.profiling.hlo import Program
 from hope.parallel import mesh as mesh_lib
 from hope.training import step as step_lib
 

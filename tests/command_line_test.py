@@ -14,15 +14,8 @@ from experiments import (
   optimizer_race,
   optimizer_speed,
 )
-from hope import (
-  accelerator,
-  aot,
-  command_line,
-  errors,
-  generate,
-  main,
-  throughput,
-)
+from hope import command_line, errors, generate, main
+from hope.profiling import accelerator, aot, throughput
 
 COMMANDS = {
   'main': main,

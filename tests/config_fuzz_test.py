@@ -19,19 +19,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from hope import (
-  aot,
-  command_line,
-  errors,
-  generate,
-  main,
-  throughput,
-  topologies,
-)
+from hope import command_line, errors, generate, main, optimizer
 from hope import config as config_lib
 from hope.parallel import devices
+from hope.profiling import aot, throughput, topologies
 from hope.settings import FIELDS
-from hope.training import loop, optimizer
+from hope.training import loop
 from hope.training import step as step_lib
 
 # How ml_collections loads an experiment file.

@@ -7,8 +7,8 @@ from layer_cases import call, inputs, jit, titans
 import numpy as np
 import pytest
 
-from hope.layers.attention import CausalAttention
-from hope.layers.cms import ContinuumMemory
+from hope.feedforward.cms import ContinuumMemory
+from hope.mixers.attention import CausalAttention
 
 WIDTH, TOKENS, BAD = 8, 21, 13
 

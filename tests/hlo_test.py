@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 import pytest
 
-from hope import topologies
-from hope.hlo import Program
-from hope.roofline import executed_flops
+from hope.profiling import topologies
+from hope.profiling.hlo import Program
+from hope.profiling.roofline import executed_flops
 
 # A loop of 24 turns; in it, a slice of a large array, a value in the memory
 # beside the cores, and a part of a gather that begins and ends outside.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope import config as config_lib
-from hope.layers.titans import SelfReferentialTitans, TitansOptions
+from hope.mixers.titans import SelfReferentialTitans, TitansOptions
 from hope.model import Hope
 
 BAR = 1e-10

@@ -8,8 +8,8 @@ import pytest
 
 from hope import config as config_lib
 from hope import levels as levels_lib
+from hope import optimizer
 from hope.model import Hope
-from hope.training import optimizer
 
 
 def make(**fields):

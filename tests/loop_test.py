@@ -9,9 +9,9 @@ import pytest
 
 from hope import config as config_lib
 from hope.parallel.mesh import one_device
+from hope.run.checkpoint import open_checkpoints
 from hope.training import loop
 from hope.training import step as step_lib
-from hope.training.checkpoint import open_checkpoints
 
 
 def tiny(**fields):

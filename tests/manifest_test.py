@@ -1,4 +1,4 @@
-"""Tests of hope.training.manifest: fingerprints notice every change."""
+"""Tests of hope.run.manifest: fingerprints notice every change."""
 
 from conftest import run_program
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope.training import manifest
+from hope.run import manifest
 
 
 def numpy_fingerprint(x):
@@ -77,7 +77,7 @@ def test_fingerprint_changes_with_every_bit_and_with_order(dtype):
 
 SPLIT = """
 import json, jax, numpy as np
-from hope.training import manifest
+from hope.run import manifest
 mesh = jax.make_mesh((2,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
 split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
 x = jax.device_put(np.arange(48, dtype=np.float32).reshape(16, 3), split)

@@ -14,7 +14,7 @@ import pytest
 
 from hope.config import base_config, resolve
 from hope.parallel import mesh as mesh_lib
-from hope.parallel import rules
+from hope.parallel import placement
 from hope.training import step as step_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -377,4 +377,4 @@ def test_sizes_that_axes_do_not_divide(fields, message):
 
 def test_a_parameter_without_a_rule_is_named():
   with pytest.raises(ValueError, match='matches the parameter blocks/new/gate'):
-    rules.spec('blocks/new/gate')
+    placement.spec('blocks/new/gate')

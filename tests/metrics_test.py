@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from hope.training import curves, metrics, progress
+from hope.run import curves, metrics, progress
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -128,7 +128,7 @@ def test_last_line_without_its_end_is_completed(tmp_path):
 def test_killed_while_writing(tmp_path):
   program = """
     import os, signal, sys
-    from hope.training import metrics
+    from hope.run import metrics
     writer = metrics.MetricsWriter(sys.argv[1])
     for step in range(1, 8):
       writer.write(step, 'train', {'loss': 1 / step})

@@ -4,7 +4,7 @@ import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 import pytest
 
-from hope.training import mirror
+from hope.run import mirror
 
 
 @pytest.fixture

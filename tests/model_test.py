@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hope import config as config_lib
-from hope.layers.titans import TitansOptions
+from hope.mixers.titans import TitansOptions
 from hope.model import PRESETS, Hope
 from hope.settings import FIELDS
 

@@ -15,7 +15,7 @@ from conftest import cpu_devices, free_port, terminal_signals, write_texts
 import pytest
 
 from hope.parallel import multihost
-from hope.training.checkpoint import CheckpointError
+from hope.run.checkpoint import CheckpointError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS, EVERY = 12, 4

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from hope.training import optimizer
+from hope import optimizer
 import optimizers
 from optimizers.arguments import ALLOWED
 

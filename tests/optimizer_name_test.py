@@ -13,8 +13,9 @@ import optax
 import pytest
 
 from hope import config as config_lib
+from hope import optimizer
 from hope.parallel.mesh import one_device
-from hope.training import inputs, optimizer
+from hope.training import moments
 from hope.training import step as step_lib
 import optimizers
 
@@ -242,12 +243,12 @@ def test_captured_moments_are_those_of_the_inputs():
   params = nnx.to_pure_dict(params)
   loss = lambda model: (jnp.sum(model(batch) ** 2), None)
   _, grads, sums = jax.jit(
-    lambda params: inputs.gradients(loss, graph, params, captured=True)
+    lambda params: moments.gradients(loss, graph, params, captured=True)
   )(params)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), grads, plain
   )
-  found = inputs.moments(grads, sums)
+  found = moments.moments(grads, sums)
   for name, u in seen.items():
     np.testing.assert_allclose(
       found[name]['kernel'], u.T @ u / len(u), rtol=1e-5, atol=1e-7
@@ -283,7 +284,7 @@ import hashlib
 import jax
 import jax.numpy as jnp
 from hope import config as config_lib
-from hope.training.optimizer import make_optimizer
+from hope.optimizer import make_optimizer
 
 config = config_lib.base_config()
 config.optimizer.name = 'm3'

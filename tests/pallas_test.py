@@ -313,7 +313,7 @@ import json, sys, jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from hope.layers.titans import SelfReferentialTitans, TitansOptions
+from hope.mixers.titans import SelfReferentialTitans, TitansOptions
 
 topology, width, options = sys.argv[1:]
 width, options = int(width), json.loads(options)

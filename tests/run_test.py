@@ -19,9 +19,9 @@ import pytest
 
 from hope import sampling, trained
 from hope.parallel.mesh import one_device
+from hope.run.checkpoint import CheckpointError, open_checkpoints
 from hope.training import loop
 from hope.training import step as step_lib
-from hope.training.checkpoint import CheckpointError, open_checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STEPS = 60
@@ -189,7 +189,7 @@ def test_ctrl_c_saves(home):
 # hope.main that gets SIGTERM when the last checkpoint is written.
 TOLD_LATE = """
 import os, signal, time
-from hope.training import checkpoint
+from hope.run import checkpoint
 wait = checkpoint.Checkpointer.wait
 def told(self):
   wait(self)

@@ -21,11 +21,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from hope.layers.attention import CausalAttention
-from hope.layers.cms import ContinuumMemory
+from hope.feedforward.cms import ContinuumMemory
 from hope.layers.convolution import CausalConvolution
 from hope.memory import stream
 from hope.memory.segments import since_start
+from hope.mixers.attention import CausalAttention
 from hope.model import Hope
 from hope.parallel import mesh as mesh_lib
 from hope.training import step as step_lib

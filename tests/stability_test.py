@@ -15,8 +15,8 @@ import pytest
 from hope import config as config_lib
 from hope import trained as trained_lib
 from hope.parallel.mesh import one_device
+from hope.run.checkpoint import open_checkpoints
 from hope.training import step as step_lib
-from hope.training.checkpoint import open_checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SYMBOLS = ('text', 'four', 'one')

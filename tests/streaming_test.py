@@ -20,9 +20,9 @@ from layer_cases import (
 import numpy as np
 import pytest
 
-from hope.layers.attention import CausalAttention
-from hope.layers.cms import ContinuumMemory
+from hope.feedforward.cms import ContinuumMemory
 from hope.memory import stream
+from hope.mixers.attention import CausalAttention
 
 # ------------------------------------------------------------------- streaming
 

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import pytest
 
 from hope import config as config_lib
-from hope import throughput
 from hope.model import Hope
-from hope.training import flops
+from hope.profiling import flops, throughput
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = {

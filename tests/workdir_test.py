@@ -1,4 +1,4 @@
-"""Tests of hope.training.workdir: one directory, one configuration."""
+"""Tests of hope.run.workdir: one directory, one configuration."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 from hope import config as config_lib
-from hope.training import checkpoint, mirror, workdir
+from hope.run import checkpoint, mirror, workdir
 
 
 def test_workdir_below_a_file(tmp_path):
@@ -216,7 +216,7 @@ def test_a_file_where_a_run_has_a_folder(tmp_path, name, make, reading):
 # A run that prints when it has its workdir, and then goes on for long.
 RUN = """
 import sys, time
-from hope.training import mirror
+from hope.run import mirror
 with mirror.Mirror(sys.argv[1]):
   print('at work', flush=True)
   time.sleep(1e6)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from hope.evaluation import yardsticks
+from hope.evaluation import baselines
 
 
 class SlowModel:
@@ -47,7 +47,7 @@ HELDOUT = b'the rat ate the cat, \xff\x00\xff and bax'
 
 
 def test_probabilities_equal_the_transcription():
-  fast = yardsticks.Order2Model(DOCUMENTS).probabilities(HELDOUT)
+  fast = baselines.Order2Model(DOCUMENTS).probabilities(HELDOUT)
   slow = SlowModel(DOCUMENTS).probabilities(HELDOUT)
   np.testing.assert_allclose(fast, slow, rtol=1e-14)
 
@@ -57,15 +57,15 @@ def test_batches_change_nothing(monkeypatch, batch):
   rng = np.random.default_rng(0)
   documents = [rng.integers(97, 101, n, np.uint8).tobytes() for n in range(40)]
   heldout = rng.integers(97, 102, 200, np.uint8).tobytes()
-  monkeypatch.setattr(yardsticks, '_BATCH', batch)
-  fast = yardsticks.order2_bits_per_byte(documents, heldout)
+  monkeypatch.setattr(baselines, '_BATCH', batch)
+  fast = baselines.order2_bits_per_byte(documents, heldout)
   slow = SlowModel(documents).probabilities(heldout)
   np.testing.assert_allclose(fast, -np.log2(slow).mean(), rtol=1e-14)
 
 
 @pytest.mark.parametrize('context', [b'', b'h', b'z', b'th', b'zh', b'zz'])
 def test_probabilities_sum_to_one(context):
-  model = yardsticks.Order2Model(DOCUMENTS)
+  model = baselines.Order2Model(DOCUMENTS)
   total = math.fsum(
     model.probabilities(context + bytes([byte]))[-1] for byte in range(256)
   )
@@ -74,7 +74,7 @@ def test_probabilities_sum_to_one(context):
 
 @pytest.mark.parametrize('length', [1, 2, 3])
 def test_short_heldout(length):
-  fast = yardsticks.order2_bits_per_byte(DOCUMENTS, HELDOUT[:length])
+  fast = baselines.order2_bits_per_byte(DOCUMENTS, HELDOUT[:length])
   slow = SlowModel(DOCUMENTS).probabilities(HELDOUT[:length])
   np.testing.assert_allclose(fast, -np.log2(slow).mean(), rtol=1e-14)
 
@@ -85,9 +85,9 @@ def test_uniform_bytes_cost_eight_bits():
   heldout = rng.integers(0, 256, 1 << 16, np.uint8).tobytes()
   # Counts of finite data cannot predict noise: at least 8 bits, and little
   # more.
-  assert 8 < yardsticks.order2_bits_per_byte([train], heldout) < 8.5
+  assert 8 < baselines.order2_bits_per_byte([train], heldout) < 8.5
   # xz stores what it cannot compress.
-  assert 8 < yardsticks.xz_bits_per_byte(heldout) < 8.02
+  assert 8 < baselines.xz_bits_per_byte(heldout) < 8.02
 
 
 def test_known_source_costs_its_entropy():
@@ -96,31 +96,31 @@ def test_known_source_costs_its_entropy():
   text = np.where(rng.random(1 << 18) < 0.25, ord('a'), ord('b'))
   text = text.astype(np.uint8).tobytes()
   entropy = 2 - 0.75 * math.log2(3)
-  bits = yardsticks.order2_bits_per_byte([text], text)
+  bits = baselines.order2_bits_per_byte([text], text)
   assert bits == pytest.approx(entropy, abs=3e-3)
 
 
 def test_training_is_read_once_and_may_be_a_generator():
   documents = iter(DOCUMENTS)
-  bits = yardsticks.order2_bits_per_byte(documents, HELDOUT)
-  assert bits == yardsticks.order2_bits_per_byte(DOCUMENTS, HELDOUT)
+  bits = baselines.order2_bits_per_byte(documents, HELDOUT)
+  assert bits == baselines.order2_bits_per_byte(DOCUMENTS, HELDOUT)
 
 
 def test_xz_is_the_size_of_the_file():
   text = b'the same line again\n' * 500
   size = len(lzma.compress(text, format=lzma.FORMAT_XZ, preset=9))
-  assert yardsticks.xz_bits_per_byte(text) == 8 * size / len(text)
+  assert baselines.xz_bits_per_byte(text) == 8 * size / len(text)
   assert len(lzma.compress(b'', preset=9)) == 32  # As the docstring says.
 
 
 def test_empty_heldout_is_an_error():
   with pytest.raises(ValueError, match='heldout is empty.*heldout_fraction'):
-    yardsticks.order2_bits_per_byte(DOCUMENTS, b'')
+    baselines.order2_bits_per_byte(DOCUMENTS, b'')
   with pytest.raises(ValueError, match='heldout is empty.*heldout_fraction'):
-    yardsticks.xz_bits_per_byte(b'')
+    baselines.xz_bits_per_byte(b'')
 
 
 @pytest.mark.parametrize('documents', [[], [b'', b'']])
 def test_empty_training_is_an_error(documents):
   with pytest.raises(ValueError, match='train holds no bytes'):
-    yardsticks.order2_bits_per_byte(documents, HELDOUT)
+    baselines.order2_bits_per_byte(documents, HELDOUT)

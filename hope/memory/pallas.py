@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from hope.memory import rule
-from hope.parallel import rules
+from hope.parallel import placement
 
 _TINY = 1e-30
 # Of 128 MiB on v5e and v6e and 64 MiB on v5p.
@@ -387,7 +387,7 @@ def _per_device(run, args):
   mesh = next((mesh for mesh in meshes if not mesh.empty), None)
   if mesh is None or mesh.size == 1 or mesh.manual_axes:
     return run(*args)
-  spec = rules.on_mesh(rules.ACTIVATIONS['memory'], mesh)
+  spec = placement.on_mesh(placement.ACTIVATIONS['memory'], mesh)
   try:
     NamedSharding(mesh, spec).shard_shape(leaves[0].shape)
   except ValueError:

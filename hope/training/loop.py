@@ -14,15 +14,15 @@ import numpy as np
 from hope import config as config_lib
 from hope import data as data_lib
 from hope import errors, sampling
-from hope.evaluation import yardsticks
+from hope.evaluation import baselines
 from hope.parallel import devices, multihost
 from hope.parallel import mesh as mesh_lib
+from hope.run.checkpoint import open_checkpoints
+from hope.run.metrics import MetricsWriter
+from hope.run.mirror import Mirror
+from hope.run.progress import Progress
+from hope.run.workdir import check_workdir, full_disk_explained
 from hope.training import step as step_lib
-from hope.training.checkpoint import open_checkpoints
-from hope.training.metrics import MetricsWriter
-from hope.training.mirror import Mirror
-from hope.training.progress import Progress
-from hope.training.workdir import check_workdir, full_disk_explained
 
 
 class NonFiniteLossError(errors.ExplainedError):
@@ -55,10 +55,10 @@ def _yardsticks(
   text = data.heldout_text or b''
   train = (content for _, content in data.documents('train'))
   return {
-    'order-2 counts': yardsticks.order2_bits_per_byte(
+    'order-2 counts': baselines.order2_bits_per_byte(
       _first(train, _COUNTED), text
     ),
-    'xz -9': yardsticks.xz_bits_per_byte(text),
+    'xz -9': baselines.xz_bits_per_byte(text),
   }
 
 
@@ -301,7 +301,7 @@ _SAMPLE_LINES = 10
 def _conclude(config, files, data, text, result, steps) -> None:
   """Keeps results, sample and pictures, then prints what fits one screen."""
   # Here, as it imports matplotlib, for which a start would wait.
-  from hope.training.curves import draw_curves, draw_memories
+  from hope.run.curves import draw_curves, draw_memories
 
   marks = _yardsticks(config, data)
   (files.local / 'results.json').write_text(

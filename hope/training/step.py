@@ -11,12 +11,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import optax
 
-from hope.layers.titans import TitansState
 from hope.memory import mlp
+from hope.mixers.titans import TitansState
 from hope.model import Hope
-from hope.parallel import devices, rules
-from hope.training import inputs as inputs_lib
-from hope.training.optimizer import make_optimizer, needs_inputs
+from hope.optimizer import make_optimizer, needs_inputs
+from hope.parallel import devices, placement
+from hope.training import moments as inputs_lib
 
 Config = ml_collections.FrozenConfigDict
 
@@ -68,8 +68,8 @@ def abstract_state(
   """The model's structure, and shapes and shardings of a training state.
 
   Raises:
-    ValueError: for a parameter that no rule of `hope.parallel.rules` matches,
-      or if `model.titans.kernel` is not written for the devices.
+    ValueError: for a parameter that no rule of `hope.parallel.placement`
+      matches, or if `model.titans.kernel` is not written for the devices.
   """
   platform = mesh.devices.flat[0].platform
   kernel = config.model.titans.kernel
@@ -85,8 +85,8 @@ def abstract_state(
   graph, state = jax.eval_shape(_builder(config, mesh))
   everywhere: Any = NamedSharding(mesh, PartitionSpec())
   shardings = TrainState(
-    rules.of_params(state.params, mesh),
-    rules.of_opt_state(
+    placement.of_params(state.params, mesh),
+    placement.of_opt_state(
       make_optimizer(config, mesh), state.opt_state, state.params, mesh
     ),
     everywhere,

@@ -31,8 +31,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from hope import errors
-from hope.training import manifest
-from hope.training import workdir as workdir_lib
+from hope.run import manifest
+from hope.run import workdir as workdir_lib
 
 
 class Restored(NamedTuple):

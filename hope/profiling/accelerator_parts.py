@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from hope import equality, throughput
 from hope.config import base_config, resolve
 from hope.parallel import mesh as mesh_lib
+from hope.profiling import equality, throughput
 
 # Versions that a result may depend on.
 _PACKAGES = (

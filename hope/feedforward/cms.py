@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, mlp, stream
-from hope.parallel import rules
+from hope.parallel import placement
 
 
 class LevelState(NamedTuple):
@@ -65,7 +65,7 @@ class OuterLevel(nnx.Module):
   ):
     """Returns (act(norm(x) @ up) @ down, ()) for x [b, t, width]."""
     del state, starts
-    hidden = rules.constrain(self.up(self.norm(x)), 'hidden')
+    hidden = placement.constrain(self.up(self.norm(x)), 'hidden')
     return self.down(mlp.act(hidden)), ()
 
 
@@ -105,7 +105,7 @@ class InContextLevel(nnx.Module):
     zeros = jax.tree.map(
       lambda x: jnp.zeros((batch, *x.shape)), self._kernels()
     )
-    zeros = rules.constrain(zeros, 'level')
+    zeros = placement.constrain(zeros, 'level')
     return LevelState(mlp.State(zeros, zeros, None), jnp.int32(0))
 
   def __call__(
@@ -164,7 +164,7 @@ class InContextLevel(nnx.Module):
       base,
       state.memory,
       position,
-      rules.constrain(xs, 'level'),
+      placement.constrain(xs, 'level'),
       self.period,
       starts=starts,
     )

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib import cm, colors, figure, ticker
 import numpy as np
 
-from hope.training import metrics
+from hope.run import metrics
 
 # Metrics that `draw_curves` knows, with the labels of their axes. The first
 # of the first two that a run has gets the upper panel.

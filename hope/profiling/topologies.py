@@ -6,7 +6,7 @@ import pathlib
 import re
 from typing import Any
 
-from hope.roofline import CHIPS, Chip
+from hope.profiling.roofline import CHIPS, Chip
 
 # Slices that are offered.
 _FLAT_SHAPES = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')

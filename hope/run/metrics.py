@@ -24,7 +24,7 @@ import numpy as np
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from hope.training.workdir import full_disk_explained, is_full
+from hope.run.workdir import full_disk_explained, is_full
 
 KINDS = ('train', 'eval')
 

@@ -69,7 +69,7 @@ def spec(path: str) -> P:
     if re.fullmatch(pattern, path):
       return P(None, *found) if path.startswith('blocks/') else found
   raise ValueError(
-    f'No rule of hope.parallel.rules matches the parameter {path}; add one.'
+    f'No rule of hope.parallel.placement matches the parameter {path}; add one.'
   )
 
 

@@ -16,7 +16,7 @@ import jax
 
 from hope.compilation_cache import cache_home
 from hope.parallel import multihost
-from hope.training import workdir as workdir_lib
+from hope.run import workdir as workdir_lib
 
 # Copied back where a run goes on on another machine.
 _CONTINUED = ('metrics.jsonl', 'timing.jsonl', 'tokenizer.json')

@@ -40,7 +40,7 @@ from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, mlp, stream
 from hope.memory.objectives import bound_norm
-from hope.parallel import rules
+from hope.parallel import placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ class SelfReferentialTitans(nnx.Module):
     """What retention and erase pull towards, for every stream of a batch."""
     if self.options.anchor == 'zero':
       return None
-    return rules.constrain(mlp.spread(kernels, batch), 'memory')
+    return placement.constrain(mlp.spread(kernels, batch), 'memory')
 
   def _begin(
     self, kernels: mlp.Kernels, starts: jax.Array | None
@@ -191,7 +191,7 @@ class SelfReferentialTitans(nnx.Module):
     """The kernels in the state that a document starts from; None: zeros."""
     if starts is None or self.options.anchor == 'initial':
       return None
-    return rules.constrain(mlp.spread(kernels, starts.shape[0]), 'memory')
+    return placement.constrain(mlp.spread(kernels, starts.shape[0]), 'memory')
 
   def _initial(self, kernels: mlp.Kernels, batch: int) -> mlp.State:
     """The fast state that a sequence starts from."""
@@ -200,7 +200,7 @@ class SelfReferentialTitans(nnx.Module):
     if self.options.anchor == 'initial':
       now = zeros
     trace = zeros if self.options.momentum else None
-    return rules.constrain(mlp.State(now, now, trace), 'memory')
+    return placement.constrain(mlp.State(now, now, trace), 'memory')
 
   def init_state(self, batch: int) -> TitansState:
     """The state before the first token."""
@@ -240,7 +240,7 @@ class SelfReferentialTitans(nnx.Module):
       state = state._replace(projection_position=None, memory_position=None)
     x, spoiled = finite.isolate(x, starts)
     mixed = self.mix(x) if options.mix == 'dense' else x
-    mixed, conv = self.conv(rules.by_head(mixed), state.conv, starts)
+    mixed, conv = self.conv(placement.by_head(mixed), state.conv, starts)
     mixed = jax.nn.silu(mixed)
     if options.mix == 'dense':
       # By head, and within a head q, k, v.
@@ -250,14 +250,14 @@ class SelfReferentialTitans(nnx.Module):
     heads = lambda z: l2_normalize(at_least_float32(z).reshape(batch, t, n, -1))
     beta = None
     if options.momentum:
-      beta = rules.by_head(self.beta(x))
+      beta = placement.by_head(self.beta(x))
       beta = 0.95 * jax.nn.sigmoid(at_least_float32(beta))[..., None]
     sources = (heads(x_q), heads(x_k), heads(x_v), beta)
 
     projected, projections, position = self._project(sources, state, starts)
     y, memory, memory_position = self._remember(projected, beta, state, starts)
     y = self.norm(y).reshape(batch, t, -1).astype(self.dtype)
-    y = self.output(rules.constrain(y, 'hidden'))
+    y = self.output(placement.constrain(y, 'hidden'))
     end = None if spoiled is None else spoiled[:, -1]
     conv, projections, memory = finite.spoil((conv, projections, memory), end)
     state = TitansState(conv, projections, position, memory, memory_position)
@@ -350,7 +350,7 @@ class SelfReferentialTitans(nnx.Module):
       starts,
       self._begin(kernels, starts),
     )
-    return rules.constrain(ys, 'heads'), new, position
+    return placement.constrain(ys, 'heads'), new, position
 
   def _remember(self, projected, beta, state: TitansState, starts):
     """Runs `memory`; returns (reads [b, t, n, d], state, position)."""
@@ -394,4 +394,4 @@ class SelfReferentialTitans(nnx.Module):
       starts,
       self._begin(self.memory.kernels(), starts),
     )
-    return rules.constrain(y, 'heads'), new, position
+    return placement.constrain(y, 'heads'), new, position

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from hope.layers.precision import at_least_float32
 from hope.memory import finite
 from hope.memory.segments import since_start
-from hope.parallel import rules
+from hope.parallel import placement
 
 
 class AttentionState(NamedTuple):
@@ -84,7 +84,7 @@ class CausalAttention(nnx.Module):
     cached = 0 if state is None else self.max_context
     state = self.init_state(b) if state is None else state
     # By head, and within a head q, k, v.
-    qkv = rules.by_head(self.qkv(x))
+    qkv = placement.by_head(self.qkv(x))
     q, k, v = jnp.moveaxis(qkv.reshape(b, t, self.num_heads, 3, -1), 3, 0)
     if starts is None:
       position = state.position[..., None] + jnp.arange(t)
@@ -104,7 +104,7 @@ class CausalAttention(nnx.Module):
       q, near, read, mask=seen.reshape(-1, 1, t, cached + t)
     )
     y = finite.spoil(y, spoiled)
-    y = self.output(rules.constrain(y.reshape(b, t, width), 'hidden'))
+    y = self.output(placement.constrain(y.reshape(b, t, width), 'hidden'))
     keep = lambda z, old: z[:, t:].astype(old.dtype)
     return y, AttentionState(
       keep(keys, state.k), keep(values, state.v), position[..., -1] + 1

@@ -38,7 +38,8 @@ def get_config(arg: str = ''):
   )
   config = base_config()
   model, data, train = config.model, config.data, config.train
-  model.preset, model.mixer, model.dtype = args.size, args.mixer, 'bfloat16'
+  model.preset, model.dtype = args.size, 'bfloat16'
+  model.pattern = f'{args.mixer}+cms'
   model.vocab_size = 32_000
   # On TPUs; elsewhere it is interpreted, and 'xla' is the one to take.
   model.titans.kernel = 'pallas'

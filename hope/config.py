@@ -12,8 +12,8 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from hope import blocks
 from hope.fields import Field, nearest, shown
-from hope.memory.stream import check_kernel
 from hope.model import PRESETS
 from hope.optimizer import parse_options
 from hope.parallel.mesh import check_sizes
@@ -140,8 +140,6 @@ def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   for name, value in zip(sizes, PRESETS[model.preset], strict=True):
     if model[name] is None:
       model[name] = value
-  if model.cms.hidden_multiple is None:
-    model.cms.hidden_multiple = 1.0 if model.mixer == 'titans' else 17 / 16
   if model.attention.max_context is None:
     model.attention.max_context = config.data.seq_len
   _check_together(config)
@@ -177,7 +175,7 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
   Args:
     config: each of whose fields can work alone, with its sizes filled in.
   """
-  model, titans = config.model, config.model.titans
+  model = config.model
   if model.width % model.num_heads:
     near = [n for n in range(1, model.width + 1) if model.width % n == 0]
     near = sorted(near, key=lambda n: abs(n - model.num_heads))[:2]
@@ -185,32 +183,7 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
       f'model.num_heads={model.num_heads} does not divide '
       f'model.width={model.width}; try {" or ".join(map(str, near))}.'
     )
-  small, large = sorted((titans.chunk_size, titans.projection_chunk_size))
-  if large % small:
-    raise ValueError(
-      f'titans.chunk_size={titans.chunk_size} and '
-      f'titans.projection_chunk_size={titans.projection_chunk_size}: one must '
-      f'divide the other; try {large} for both.'
-    )
-  if model.mixer == 'titans':
-    for field in ('chunk_size', 'projection_chunk_size'):
-      check_kernel(titans.kernel, titans[field])
-    if titans.kernel == 'pallas' and config.data.seq_len % large:
-      raise ValueError(
-        f"titans.kernel='pallas' runs whole chunks: data.seq_len="
-        f'{config.data.seq_len} is not a multiple of {large}; try '
-        f"{-(-config.data.seq_len // large) * large}, or kernel='xla'."
-      )
-  if model.mixer == 'attention' and model.width // model.num_heads % 2:
-    raise ValueError(
-      f'model.width={model.width} / model.num_heads={model.num_heads} must be '
-      'even, for the rotation of positions.'
-    )
-  if int(model.width * model.cms.hidden_multiple) < 1:
-    raise ValueError(
-      f'model.cms.hidden_multiple={model.cms.hidden_multiple} of model.width='
-      f'{model.width} is no hidden unit; give at least {1 / model.width:g}.'
-    )
+  blocks.check(config)
   if config.data.batch_size % config.train.accumulate:
     raise ValueError(
       f'train.accumulate={config.train.accumulate} does not divide '
@@ -225,7 +198,7 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
     from hope.data.packing import alignment  # grain is slow to import
 
     alignment(config)
-  check_sizes(config)
+  check_sizes(config, blocks.divided(config))
   o = config.optimizer
   for argument, value in parse_options(o.name, o.options).items():
     if (path := f'optimizer.{argument}') in FIELDS:

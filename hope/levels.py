@@ -11,7 +11,6 @@ frequency is one per chunk.
 """
 
 import re
-from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -21,73 +20,12 @@ import rich.console
 import rich.table
 
 from hope import optimizer
+from hope.blocks import parameters, pattern
 from hope.model import Hope
+from hope.parts import Leaf, Level, find, per_step
 
 # Columns of a table that is not shown on a terminal.
 _WIDTH = 100
-
-
-class Level(NamedTuple):
-  """A component and its place in the order.
-
-  Attributes:
-    component: name, for people.
-    frequency: '1 update per token', '1/64 updates per token', '1 per step',
-      '1/4 per step'; a step is one of training.
-    objective: what its updates descend on.
-    context: what it compresses.
-    parameters: learned by training, in all layers; 0 for fast states and the
-      optimizer's memories, which hold none of their own.
-    passes_on: how its knowledge reaches another level.
-  """
-
-  component: str
-  frequency: str
-  objective: str
-  context: str
-  parameters: int
-  passes_on: str
-
-
-# Path of a parameter, '/' between its parts -> component of the slow weights.
-# The first rule that matches the whole path counts.
-_SLOW = (
-  (r'embed/embedding', 'embedding (and output)'),
-  (r'(.*/)?norm/scale', 'norms'),
-  (r'blocks/mixer/conv/kernel', 'convolution'),
-  (r'blocks/mixer/(k|v|q|eta|alpha|memory)/(up|down)', r'initial state of \1'),
-  (r'blocks/cms/level_(\d+)/(up|down)', r'initial state of CMS level \1'),
-  (r'blocks/mixer/(mix|query|qkv|output)/kernel', 'projections'),
-  (r'blocks/cms/level_\d+/key_value/kernel', 'projections'),
-  (r'blocks/mixer/beta/(kernel|bias)', 'gates and rates'),
-  (r'blocks/mixer/(eta|alpha)_bias', 'gates and rates'),
-  (r'blocks/mixer/(memory|projection)_rate', 'gates and rates'),
-  (r'blocks/cms/level_\d+/gates/(kernel|bias)', 'gates and rates'),
-  (r'blocks/cms/mix', 'gates and rates'),
-)
-
-
-def component(path: str, cms_mode: str) -> str:
-  """The component of the slow weights that a parameter belongs to.
-
-  Args:
-    path: of the parameter, '/' between its parts.
-    cms_mode: 'outer' or 'in_context'.
-
-  Raises:
-    ValueError: for a path that no rule matches.
-  """
-  if cms_mode == 'outer':
-    match = re.match(r'blocks/cms/level_(\d+)/', path)
-    if match:  # the whole block, its norm included, moves at its own period
-      return f'CMS level {match[1]}'
-  for rule, name in _SLOW:
-    match = re.fullmatch(rule, path)
-    if match:
-      return match.expand(name)
-  raise ValueError(
-    f'The parameter {path} belongs to no component; add a rule to hope.levels.'
-  )
 
 
 def count_parameters(
@@ -95,36 +33,22 @@ def count_parameters(
 ) -> dict[str, int]:
   """Parameters of every component, in all layers; builds no array."""
   counts: dict[str, int] = {}
-  for path, size in _parameters(config):
-    name = component('/'.join(path), config.model.cms.mode)
-    counts[name] = counts.get(name, 0) + size
+  for leaf, size in _parameters(config):
+    counts[leaf.component] = counts.get(leaf.component, 0) + size
   return counts
 
 
 def _parameters(
   config: ml_collections.FrozenConfigDict,
-) -> list[tuple[tuple[str, ...], int]]:
-  """Path and size of every parameter; builds no array."""
+) -> list[tuple[Leaf, int]]:
+  """Row and size of every parameter; builds no array."""
+  table = parameters(config)
   model = nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(0)))
   params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
   return [
-    (tuple(str(key.key) for key in keys), leaf.size)
+    (find(table, '/'.join(str(key.key) for key in keys)), leaf.size)
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
   ]
-
-
-def _per_token(chunk: int) -> str:
-  return '1 update per token' if chunk == 1 else f'1/{chunk} updates per token'
-
-
-def _per_step(period: int) -> str:
-  return '1 per step' if period == 1 else f'1/{period} per step'
-
-
-def _inner_objective(name: str, output: str, target: str) -> str:
-  if name == 'l2':
-    return f'1/2 |{output} - {target}|^2'
-  return f'-<{output}, {target}>'
 
 
 def _order(level: Level) -> tuple[bool, float]:
@@ -135,116 +59,33 @@ def _order(level: Level) -> tuple[bool, float]:
 
 
 def _fast(config: ml_collections.FrozenConfigDict) -> list[Level]:
-  """Levels whose state moves within a sequence."""
-  model = config.model
-  levels = []
-  if model.mixer == 'attention':
-    levels.append(
-      Level(
-        'keys and values of attention',
-        _per_token(1),
-        'none: kept as they are',
-        f'last {model.attention.max_context:,} tokens',
-        0,
-        'read by each token',
-      )
-    )
-  elif model.mixer == 'titans':
-    levels += _titans(model.titans)
-  else:
-    raise ValueError(f'The levels of model.mixer={model.mixer!r} are missing.')
-  if model.cms.mode == 'in_context':
-    to_next = model.cms.variant == 'sequential'
-    where = 'to the next level' if to_next else 'summed over levels'
-    for j, period in enumerate(model.cms.periods):
-      levels.append(
-        Level(
-          f'CMS level {j}',
-          _per_token(period),
-          _inner_objective(model.cms.objective, 'M(k)', 'v'),
-          'its inputs so far',
-          0,
-          f'its output, {where}',
-        )
-      )
-  return levels
+  """Levels whose state moves within a sequence; equal blocks share theirs."""
+  found = [
+    level
+    for block in pattern(config)
+    for chosen in block.parts.values()
+    for level in chosen.part.levels(block.sizes, chosen.options)
+  ]
+  return list(dict.fromkeys(found))
 
 
-def _titans(options) -> list[Level]:
-  """The fast states of the memories of self-referential Titans."""
-  if options.eta_max == 0 and options.anchor == 'initial':
-    return []  # nothing is written and nothing decays: they are constant
-  feeds = {
-    'k': 'makes keys',
-    'v': 'makes values',
-    'eta': 'makes learning rates',
-    'alpha': 'makes retention',
-    'q': 'makes queries',
-  }
-  if not options.q_memory:
-    del feeds['q']
-  if not options.retention:
-    del feeds['alpha']
-  levels = []
-  if options.self_modifying:
-    for name, text in feeds.items():
-      levels.append(
-        Level(
-          name,
-          _per_token(options.projection_chunk_size),
-          _inner_objective(options.objective, f'M_{name}(k)', f'M_{name}(v)'),
-          'keys, values so far',
-          0,
-          text,
-        )
-      )
-  target = 'M(v)' if options.self_target else 'v'
-  levels.append(
-    Level(
-      'memory',
-      _per_token(1 if options.read == 'token' else options.chunk_size),
-      _inner_objective(options.objective, 'M(k)', target)
-      + f', errors at {options.chunk_size}-token chunks',
-      'keys, values so far',
-      0,
-      'its reads, to the block',
-    )
-  )
-  return levels
-
-
-def _slow(
-  config: ml_collections.FrozenConfigDict, counts: dict[str, int]
-) -> list[Level]:
+def _slow(config: ml_collections.FrozenConfigDict) -> list[Level]:
   """Levels that are parameters, and the memories of the optimizer."""
-  cms = config.model.cms
-  levels = []
-  for name, size in counts.items():
-    period, passes_on = 1, 'its values'
-    match = re.fullmatch(r'CMS level (\d+)', name)
-    if match:
-      period = cms.periods[int(match[1])]
-      passes_on = 'its output, to the next level'
-      if cms.variant == 'independent':
-        passes_on = 'its output, summed over levels'
-    elif name.startswith('initial state'):
-      passes_on = 'sequences start from it'
-      memories = ('k', 'v', 'q', 'eta', 'alpha')
-      if (
-        not config.model.titans.self_modifying
-        and name.removeprefix('initial state of ') in memories
-      ):
-        passes_on = 'its values: no learning in context'
-    levels.append(
-      Level(
-        name,
-        _per_step(period),
-        'next-token loss',
-        'training data',
-        size,
-        passes_on,
-      )
+  sizes: dict[tuple[str, int, str], int] = {}
+  for leaf, size in _parameters(config):
+    row = leaf.component, leaf.period, leaf.passes_on
+    sizes[row] = sizes.get(row, 0) + size
+  levels = [
+    Level(
+      component=name,
+      frequency=per_step(period),
+      objective='next-token loss',
+      context='training data',
+      parameters=size,
+      passes_on=passes_on,
     )
+    for (name, period, passes_on), size in sizes.items()
+  ]
   return levels + _optimizer(config)
 
 
@@ -289,19 +130,19 @@ _MEMORIES: dict[str, tuple[tuple[str, str, str], ...]] = {
 def _optimizer(config: ml_collections.FrozenConfigDict) -> list[Level]:
   """The optimizer's memories, for each period and rule of the parameters."""
   sizes: dict[tuple[int, str], int] = {}
-  for path, size in _parameters(config):
-    key = optimizer.period(config, path), optimizer.kind(config, path)
+  for leaf, size in _parameters(config):
+    key = leaf.period, optimizer.kind(config, leaf)
     sizes[key] = sizes.get(key, 0) + size
   levels = []
   periods = sorted({period for period, _ in sizes})
-  suffix = lambda period: '' if len(periods) == 1 else f' ({_per_step(period)})'
+  suffix = lambda period: '' if len(periods) == 1 else f' ({per_step(period)})'
   for period in periods:
     size = sum(n for (p, _), n in sizes.items() if p == period)
     if period > 1:
       levels.append(
         Level(
           f'gradient accumulator{suffix(period)}',
-          _per_step(1),
+          per_step(1),
           'mean of gradients',
           f'{period} gradients of {size:,} parameters',
           0,
@@ -318,7 +159,7 @@ def _optimizer(config: ml_collections.FrozenConfigDict) -> list[Level]:
       levels.append(
         Level(
           component + suffix(period),
-          _per_step(period * int(ratio.format(**arguments))),
+          per_step(period * int(ratio.format(**arguments))),
           objective.format(**arguments),
           f'past gradients of {size:,} parameters',
           0,
@@ -337,8 +178,7 @@ def levels(config: ml_collections.FrozenConfigDict) -> list[Level]:
   Raises:
     ValueError: if a parameter of the model belongs to no component.
   """
-  slow = _slow(config, count_parameters(config))
-  return sorted(_fast(config) + slow, key=_order)
+  return sorted(_fast(config) + _slow(config), key=_order)
 
 
 def table(config: ml_collections.FrozenConfigDict) -> str:

@@ -1,8 +1,8 @@
 """Hope and Hope-Attention (Eq. 94-97 of arXiv:2512.24695).
 
-A block is x + mixer(norm(x)), then the levels of the Continuum Memory System.
-The mixer is self-referential Titans (Hope) or causal attention
-(Hope-Attention).
+A block is x + mixer(norm(x)), then a feed-forward. Hope has self-referential
+Titans and the levels of the Continuum Memory System ('titans+cms' as
+`model.pattern`), Hope-Attention has causal attention ('attention+cms').
 """
 
 from flax import nnx
@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from hope.feedforward.cms import ContinuumMemory
+from hope import blocks
+from hope.blocks import BlockSpec
 from hope.layers.norm import RMSNorm
-from hope.mixers.attention import CausalAttention
-from hope.mixers.titans import SelfReferentialTitans, TitansOptions
 from hope.parallel import placement
 
 # num_layers, width, num_heads. The paper gives them for 760M (24 layers, width
@@ -30,59 +29,51 @@ PRESETS = {
 class Block(nnx.Module):
   """One block: `init_state(batch)`, `__call__(x, state) -> (x, state)`."""
 
-  def __init__(self, config: ml_collections.ConfigDict, *, rngs: nnx.Rngs):
-    model, dtype = config.model, jnp.dtype(config.model.dtype)
-    self.norm = RMSNorm(model.width)
-    if model.mixer == 'titans':
-      self.mixer = SelfReferentialTitans(
-        model.width,
-        model.num_heads,
-        TitansOptions(**model.titans.to_dict()),
-        dtype=dtype,
-        rngs=rngs,
-      )
-    else:
-      self.mixer = CausalAttention(
-        model.width,
-        model.num_heads,
-        model.attention.max_context,
-        dtype=dtype,
-        rngs=rngs,
-      )
-    cms = model.cms
-    self.cms = ContinuumMemory(
-      model.width,
-      int(model.width * cms.hidden_multiple),
-      mode=cms.mode,
-      variant=cms.variant,
-      periods=tuple(cms.periods),
-      objective=cms.objective,
-      dtype=dtype,
-      rngs=rngs,
-    )
+  def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
+    self.norm = RMSNorm(spec.sizes.width)
+    self.mixer = spec.mixer.build(spec.sizes, rngs)
+    self.feedforward = spec.feedforward.build(spec.sizes, rngs)
 
   def init_state(self, batch: int):
-    """The states of the mixer and of the levels."""
-    return self.mixer.init_state(batch), self.cms.init_state(batch)
+    """The states of the mixer and of the feed-forward."""
+    return self.mixer.init_state(batch), self.feedforward.init_state(batch)
 
   def __call__(self, x: jax.Array, state=None, starts=None):
     """x [b, t, width]; state and starts as in `Hope`."""
-    mixer_state, cms_state = (None, None) if state is None else state
+    mixer_state, feedforward_state = (None, None) if state is None else state
     y, mixer_state = self.mixer(self.norm(x), mixer_state, starts)
-    x, cms_state = self.cms(x + y, cms_state, starts)
-    return x, (mixer_state, cms_state)
+    x, feedforward_state = self.feedforward(x + y, feedforward_state, starts)
+    return x, (mixer_state, feedforward_state)
+
+
+def _stack(spec: BlockSpec, keys: jax.Array) -> Block:
+  """A block whose parameters are stacked, drawn from keys [repeats]."""
+
+  def build(key: jax.Array):
+    return nnx.split(Block(spec, rngs=nnx.Rngs(key)))
+
+  graph, _ = nnx.split(nnx.eval_shape(lambda: Block(spec, rngs=nnx.Rngs(0))))
+  return nnx.merge(graph, jax.vmap(lambda key: build(key)[1])(keys))
 
 
 class Hope(nnx.Module):
-  """The language model; its blocks are one block with stacked parameters.
+  """The language model.
+
+  Layer r * p + i is repeat r of block i of the pattern's p blocks; the
+  parameters of a block are stacked over its repeats.
 
   Choice: the embedding is tied to the output layer.
+
+  Attributes:
+    table: of its parameters, with their places on a mesh.
+    pattern: its blocks.
   """
 
   def __init__(self, config: ml_collections.ConfigDict, *, rngs: nnx.Rngs):
     """Builds the model of a resolved configuration (`hope.config.resolve`)."""
     model = config.model
     self.remat, self.dtype = model.remat, jnp.dtype(model.dtype)
+    self.pattern, self.table = blocks.pattern(config), blocks.parameters(config)
     self.embed = nnx.Embed(
       model.vocab_size,
       model.width,
@@ -90,16 +81,18 @@ class Hope(nnx.Module):
       dtype=self.dtype,
       rngs=rngs,
     )
-    build = lambda key: nnx.split(Block(config, rngs=nnx.Rngs(key)))
+    count = len(self.pattern)
     keys = jax.random.split(rngs.params(), model.num_layers)
-    graph, _ = nnx.split(
-      nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0)))
+    self.blocks = nnx.List(
+      _stack(spec, keys[place::count])
+      for place, spec in enumerate(self.pattern)
     )
-    self.blocks = nnx.merge(graph, jax.vmap(lambda key: build(key)[1])(keys))
     self.norm = RMSNorm(model.width)
 
   def init_state(self, batch: int, documents: bool = False):
-    """Fast state before the first token, [layers, ...] in every leaf.
+    """Fast state before the first token: of each block of the pattern.
+
+    Every leaf is [repeats, ...].
 
     Args:
       batch: streams.
@@ -107,15 +100,31 @@ class Hope(nnx.Module):
         that a call with `starts` returns (for `jax.lax.scan`, whose carry must
         keep its shapes).
     """
-    graph, params = nnx.split(self.blocks)
-    state = jax.vmap(lambda p: nnx.merge(graph, p).init_state(batch))(params)
 
     def spread(x):
       if not documents or x.ndim > 1:
         return x
       return jnp.broadcast_to(x[:, None], (*x.shape, batch))
 
+    def of_block(block: Block):
+      graph, params = nnx.split(block)
+      return jax.vmap(lambda p: nnx.merge(graph, p).init_state(batch))(params)
+
+    state = tuple(of_block(block) for block in self.blocks)
     return jax.tree.map(spread, state)
+
+  def metrics(self, state) -> dict[str, jax.Array]:
+    """What the blocks log of a state, as 'memory/state_norm/layer_0'."""
+    found = {}
+    count = len(self.pattern)
+    for place, (spec, states) in enumerate(
+      zip(self.pattern, state, strict=True)
+    ):
+      for chosen, of_part in zip(spec.parts.values(), states, strict=True):
+        for name, values in chosen.part.metrics(of_part).items():
+          for repeat, value in enumerate(values):
+            found[f'{name}/layer_{repeat * count + place}'] = value
+    return found
 
   def __call__(
     self,
@@ -141,23 +150,41 @@ class Hope(nnx.Module):
     Returns:
       (logits, state), logits float32 [b, t, v], or [b, 1, v] of the last.
     """
-    embed_graph, table = nnx.split(self.embed)
-    table = placement.gather(nnx.to_pure_dict(table), 'embed', self.dtype)
-    embed = nnx.merge(embed_graph, table)
-    graph, params, probes = nnx.split(self.blocks, nnx.Param, ...)
+    embed_graph, params = nnx.split(self.embed)
+    params = placement.gather(
+      nnx.to_pure_dict(params), 'embed', self.dtype, self.table
+    )
+    embed = nnx.merge(embed_graph, params)
+    graphs, params, probes = zip(
+      *(nnx.split(block, nnx.Param, ...) for block in self.blocks), strict=True
+    )
 
-    def layer(x, inputs):
+    def apply(place: int, x, inputs):
       params, probes, state = inputs
-      params = placement.gather(params, 'blocks', self.dtype)
-      x, state = nnx.merge(graph, params, probes)(x, state, starts)
+      params = placement.gather(
+        params, f'blocks/{place}', self.dtype, self.table
+      )
+      x, state = nnx.merge(graphs[place], params, probes)(x, state, starts)
       return placement.constrain(x, 'tokens'), state
 
     if self.remat:
-      layer = jax.checkpoint(layer, prevent_cse=False)
+      apply = jax.checkpoint(apply, prevent_cse=False, static_argnums=0)
+
+    def repeat(x, inputs):
+      states = []
+      for place, of_block in enumerate(zip(*inputs, strict=True)):
+        x, new = apply(place, x, of_block)
+        states.append(new)
+      return x, tuple(states)
+
     x, state = jax.lax.scan(
-      layer,
+      repeat,
       placement.constrain(embed(tokens), 'tokens'),
-      (nnx.to_pure_dict(params), probes, state),
+      (
+        tuple(nnx.to_pure_dict(p) for p in params),
+        probes,
+        (None,) * len(graphs) if state is None else state,
+      ),
     )
     if last_only:
       x = x[:, -1:]

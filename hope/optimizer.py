@@ -1,18 +1,20 @@
 """The optimizer of a run: any rule of `optimizers`, chosen by its name."""
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import inspect
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 import ml_collections
 import optax
 
 from hope import fields
+from hope.blocks import parameters
+from hope.parts import Leaf, find
 import optimizers
 
 Config = ml_collections.ConfigDict | ml_collections.FrozenConfigDict
@@ -41,9 +43,6 @@ _SPLIT = ('muon', 'm3')
 # Arguments that this module gives, or that no text can say.
 _GIVEN = ('learning_rate', 'axes', 'weight_dimension_numbers', 'mesh')
 
-# Parameters that decay, by the last part of their path.
-_DECAYED = ('kernel', 'embedding', 'up', 'down')
-
 
 def _path(keys) -> tuple[str, ...]:
   return tuple(str(getattr(k, 'key', k)) for k in keys)
@@ -56,53 +55,41 @@ def _of_path(function: Callable[[tuple[str, ...], Any], Any]):
   )
 
 
-def _is_matrix(path: tuple[str, ...]) -> bool:
-  return path[-1] in ('kernel', 'up', 'down') and 'conv' not in path
+# Paths of parameters, and what each is.
+Table = Sequence[Leaf]
+# A kernel alone, for rules that are tried.
+_KERNEL = (Leaf('kernel', PartitionSpec(), '', kind='linear'),)
 
 
-def _takes_inputs(path: tuple[str, ...]) -> bool:
-  """Whether a parameter is the kernel of a Linear layer."""
-  return path[-1] == 'kernel' and 'conv' not in path
-
-
-# Kernels of several projections or heads, by the name of their layer: the sizes
-# that the outputs are split into (0: the number of heads), and the axes of a
-# matrix of one head of one projection, and of one projection.
-_FUSED = {
-  'mix': ((0, 3, -1), (-4, -1), (-4, (-3, -1))),
-  'qkv': ((0, 3, -1), (-4, -1), (-4, (-3, -1))),
-  'query': ((0, -1), (-3, -1), (-3, (-2, -1))),
-  'key_value': ((2, -1), (-3, -1), (-3, -1)),
-}
+def _leaf(table: Table, path: tuple[str, ...]) -> Leaf:
+  return find(table, '/'.join(path))
 
 
 def matrix_axes(
-  params: Any, num_heads: int = 1, split: str = 'whole'
+  params: Any, table: Table, num_heads: int = 1, split: str = 'whole'
 ) -> dict[str, Any]:
-  """Axes of Hope's parameters; None for those that are no matrices.
+  """Axes of a model's parameters; None for those that are no matrices.
 
-  Kernels are stacked over layers, those of memories over heads too. The
-  embedding, the convolution, norms and biases are no matrices.
+  Kernels are stacked over layers, those of memories over heads too.
 
   Args:
     params: nested dict.
+    table: of the model's parameters.
     num_heads: of the mixers.
-    split: how a kernel of several projections is split, one of SPLITS. Within
-      `mix` and `qkv`, outputs lie by head, and within a head q, k, v.
+    split: how a kernel of several projections is split, one of SPLITS.
   """
 
   def axes(path, _):
-    if not _is_matrix(path):
+    leaf = _leaf(table, path)
+    if not leaf.is_matrix:
       return None
-    layer = path[-2] if path[-1] == 'kernel' and len(path) > 1 else ''
-    fused = _FUSED.get(layer)
-    if split == 'whole' or fused is None:
+    if split == 'whole' or leaf.split is None:
       return optimizers.MatrixAxes(-2, -1)
-    sizes, of_head, of_projection = fused
-    chosen = of_head if split == 'head' else of_projection
+    found = leaf.split
+    chosen = found.of_head if split == 'head' else found.of_projection
     return optimizers.SplitAxes(
       -1,
-      tuple(size or num_heads for size in sizes),
+      tuple(size or num_heads for size in found.sizes),
       optimizers.MatrixAxes(*chosen),
     )
 
@@ -122,7 +109,7 @@ def parse_options(name: str, text: str) -> dict[str, Any]:
   """
   options = _read(name, text)
   try:
-    rule = _make(name, options, 0.1, num_heads=1, mesh=None)
+    rule = _make(name, options, 0.1, table=_KERNEL)
     kernel = {'kernel': jax.ShapeDtypeStruct((2, 2), jnp.float32)}
     extra = {'inputs': kernel} if name == 'delta_gradient_descent' else {}
     state = jax.eval_shape(rule.init, kernel)
@@ -171,8 +158,10 @@ def _make(
   name: str,
   options: dict[str, Any],
   rate: optax.ScalarOrSchedule,
-  num_heads: int,
-  mesh: Mesh | None,
+  *,
+  table: Table,
+  num_heads: int = 1,
+  mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """A rule with some of its options; only DGD has the learning rate in it.
 
@@ -185,7 +174,9 @@ def _make(
     raise ValueError(f'split={split!r} must be one of {SPLITS}.')
   # The rules of optax do not check theirs.
   optimizers.check(**options)
-  axes = functools.partial(matrix_axes, num_heads=num_heads, split=split)
+  axes = functools.partial(
+    matrix_axes, table=table, num_heads=num_heads, split=split
+  )
   if name == 'delta_gradient_descent':
     return RULES[name](rate, **options)
   if name == 'muon':
@@ -225,22 +216,13 @@ def needs_inputs(config: Config) -> bool:
   return config.optimizer.name == 'delta_gradient_descent'
 
 
-def kind(config: Config, path: tuple[str, ...]) -> str:
-  """Name of the rule that a parameter takes, by its path."""
+def kind(config: Config, leaf: Leaf) -> str:
+  """Name of the rule that a parameter takes."""
   name = config.optimizer.name
   if name not in OF_MATRICES:
     return name
-  chosen = _takes_inputs if needs_inputs(config) else _is_matrix
-  return name if chosen(path) else 'adamw'
-
-
-def period(config: Config, path: tuple[str, ...]) -> int:
-  """Training steps between two updates of a parameter, by its path."""
-  cms = config.model.cms
-  for part in path:
-    if cms.mode == 'outer' and part.startswith('level_'):
-      return cms.periods[int(part.removeprefix('level_'))]
-  return 1
+  chosen = leaf.is_linear if needs_inputs(config) else leaf.is_matrix
+  return name if chosen else 'adamw'
 
 
 def make_rule(
@@ -256,8 +238,14 @@ def make_rule(
   if name != o.name and o.other_learning_rate is not None:
     ratio = o.other_learning_rate / o.learning_rate
   rate = lambda count: ratio * schedule((count + 1) * steps - 1)
+  table = parameters(config)
   rule = _make(
-    name, arguments(config, name), rate, config.model.num_heads, mesh
+    name,
+    arguments(config, name),
+    rate,
+    table=table,
+    num_heads=config.model.num_heads,
+    mesh=mesh,
   )
   if name == 'delta_gradient_descent':
     if not o.normalize_updates:
@@ -267,7 +255,7 @@ def make_rule(
   parts: list[optax.GradientTransformation] = [rule]
   if o.normalize_updates:
     parts.append(optax.normalize_by_update_norm())
-  decays = _of_path(lambda path, _: path[-1] in _DECAYED)
+  decays = _of_path(lambda path, _: _leaf(table, path).decays)
   parts.append(optax.add_decayed_weights(o.weight_decay, decays))
   return optax.chain(*parts, optax.scale_by_learning_rate(rate))
 
@@ -277,15 +265,16 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
   """The optimizer of a resolved configuration.
 
-  Eq. 71: CMS level l in mode `outer` averages the gradients of periods[l] steps
-  and then makes one update.
+  Eq. 71: a parameter of period p, as those of an outer CMS level, averages the
+  gradients of p steps and then makes one update.
 
   Args:
     config: resolved.
     mesh: whose devices share the matrices that M3 orthogonalises. None: every
       device does all.
   """
-  periods = config.model.cms.periods if config.model.cms.mode == 'outer' else ()
+  table = parameters(config)
+  periods = sorted({leaf.period for leaf in table})
   # In one order, not in that of a set, which differs from start to start: the
   # compiled program is found again by its text.
   names = [config.optimizer.name]
@@ -295,12 +284,12 @@ def make_optimizer(
   def level(steps: int):
     return optax.partition(
       {name: make_rule(config, name, steps, mesh) for name in names},
-      _of_path(lambda path, _: kind(config, path)),
+      _of_path(lambda path, _: kind(config, _leaf(table, path))),
     )
 
   rule = optimizers.multi_timescale(
-    {steps: (steps, level(steps)) for steps in {1, *periods}},
-    _of_path(lambda path, _: period(config, path)),
+    {steps: (steps, level(steps)) for steps in periods},
+    _of_path(lambda path, _: _leaf(table, path).period),
   )
   return optax.chain(
     optax.clip_by_global_norm(config.optimizer.clip_norm), rule

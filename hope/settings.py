@@ -21,11 +21,12 @@ FIELDS: dict[str, Field] = {
     'Sizes that fill the fields left at None.',
     choices=tuple(PRESETS),
   ),
-  'model.mixer': Field(
-    'titans',
-    "Sequence mixer of every block: 'titans' (Hope) or 'attention' "
-    '(Hope-Attention).',
-    choices=('titans', 'attention'),
+  'model.pattern': Field(
+    'titans+cms',
+    "Blocks that repeat through the depth, each 'mixer+feedforward', with "
+    "commas between: 'titans+cms' is Hope, 'attention+cms' Hope-Attention. "
+    "Parentheses hold options that differ from their section's: "
+    "'titans+cms, attention(max_context=128)+cms'.",
   ),
   'model.num_layers': Field(
     None,

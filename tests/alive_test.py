@@ -47,7 +47,7 @@ def probe_loss(model):
   rng = np.random.default_rng(4)
   x = jnp.asarray(rng.standard_normal((2, 24, 16)))
   probe = jnp.asarray(rng.standard_normal((2, 24, 16)))
-  graph, params = nnx.split(model.blocks)
+  graph, params = nnx.split(model.blocks[0])
 
   def loss(params, first):
     step = lambda x, p: (nnx.merge(graph, p)(x)[0], None)

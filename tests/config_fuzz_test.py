@@ -135,7 +135,7 @@ def small(home, *overrides: str):
 def mixer(path: str) -> str:
   """A flag: the mixer of attention, where a field is of no mixer."""
   chosen = 'titans' if path.startswith('model') else 'attention'
-  return f'--config.model.mixer={chosen}'
+  return f'--config.model.pattern={chosen}+cms'
 
 
 def changed(home, path: str, value: Any):

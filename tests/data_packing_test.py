@@ -133,7 +133,7 @@ def test_bytes_per_token_are_those_of_the_rows(tmp_path):
 def test_without_padding_the_stream_is_the_same(tmp_path):
   """Attention's documents start anywhere: the option adds only `starts`."""
   config = make_config(tmp_path, 200)
-  config.model.mixer = 'attention'
+  config.model.pattern = 'attention+cms'
   rows = take(config, 10 * 64 // 4)
   assert rows['weights'].all()
   config.data.segments = False

@@ -6,10 +6,11 @@ from flax import nnx
 import jax
 import pytest
 
+from hope import blocks, optimizer
 from hope import config as config_lib
 from hope import levels as levels_lib
-from hope import optimizer
 from hope.model import Hope
+from hope.parts import find
 
 
 def make(**fields):
@@ -31,7 +32,7 @@ CASES = {
     'model.cms.mode': 'in_context',
     'model.cms.variant': 'independent',
   },
-  'attention': {'model.mixer': 'attention'},
+  'attention': {'model.pattern': 'attention+cms'},
   'linear': {'model.titans.hidden_multiple': 0},
   'q_memory': {'model.titans.q_memory': True},
   'static': {'model.titans.self_modifying': False},
@@ -132,7 +133,7 @@ def test_cms_levels_have_their_own_periods():
 @pytest.mark.parametrize('name', optimizer.RULES)
 def test_every_memory_of_the_optimizer_is_a_level(name):
   """Together they hold what the optimizer's state holds."""
-  config = make(**{'optimizer.name': name, 'model.mixer': 'attention'})
+  config = make(**{'optimizer.name': name, 'model.pattern': 'attention+cms'})
   rows = levels_lib.levels(config)
   sizes = [
     int(re.search(r'([\d,]+) parameters', row.context)[1].replace(',', ''))
@@ -150,8 +151,8 @@ def test_every_memory_of_the_optimizer_is_a_level(name):
   if name == 'm3':  # The orthogonalised slow momentum is kept as well.
     held -= sum(
       size
-      for path, size in levels_lib._parameters(config)
-      if optimizer.kind(config, path) == 'm3'
+      for leaf, size in levels_lib._parameters(config)
+      if optimizer.kind(config, leaf) == 'm3'
     )
   assert sum(sizes) == held
 
@@ -176,10 +177,9 @@ def test_slow_momentum_is_slower_than_its_level():
 
 
 def test_unknown_parameter_is_named():
-  with pytest.raises(
-    ValueError, match=r'blocks/mixer/new/kernel .* add a rule'
-  ):
-    levels_lib.component('blocks/mixer/new/kernel', 'outer')
+  table = blocks.parameters(make())
+  with pytest.raises(ValueError, match=r'blocks/0/mixer/new/kernel: add one'):
+    find(table, 'blocks/0/mixer/new/kernel')
 
 
 @pytest.mark.parametrize('case', CASES)

@@ -19,7 +19,7 @@ def tiny(**fields):
   config = config_lib.base_config()
   config.update_from_flattened_dict(
     {
-      'model.mixer': 'attention',
+      'model.pattern': 'attention+cms',
       'model.num_layers': 1,
       'model.width': 8,
       'model.remat': False,

@@ -129,7 +129,7 @@ def alone():
 
   def find(mixer, name):
     if (mixer, name) not in results:
-      config = {'model.mixer': mixer, 'optimizer.name': name}
+      config = {'model.pattern': f'{mixer}+cms', 'optimizer.name': name}
       results[mixer, name] = run(1, **config)
     return results[mixer, name]
 
@@ -158,7 +158,7 @@ def alone():
 def test_a_mesh_changes_nothing_but_rounding(
   alone, processes, mixer, name, sizes
 ):
-  config = {'model.mixer': mixer, 'optimizer.name': name}
+  config = {'model.pattern': f'{mixer}+cms', 'optimizer.name': name}
   result = run(8 // processes, processes, **config, **axes(sizes))
   assert_equal(result, alone(mixer, name))
 
@@ -168,7 +168,7 @@ def test_a_mesh_changes_nothing_but_rounding(
 @pytest.mark.parametrize('mixer', ['titans', 'attention'])
 def test_documents_on_a_mesh(mixer):
   config = {
-    'model.mixer': mixer,
+    'model.pattern': f'{mixer}+cms',
     'model.cms.mode': 'in_context',
     'model.cms.periods': (4, 8),
     'data.segments': True,
@@ -188,7 +188,7 @@ def test_documents_on_a_mesh(mixer):
 def test_a_process_whose_rows_are_no_neighbours(alone, sizes):
   """As on a TPU, whose hosts are blocks of the torus."""
   order = [0, 1, 4, 5, 2, 6, 3, 7]
-  mixer = {'model.mixer': 'attention'}
+  mixer = {'model.pattern': 'attention+cms'}
   result = run(4, 2, order, **mixer, **axes(sizes))
   assert_equal(result, alone('attention', 'adamw'))
 
@@ -275,7 +275,7 @@ def test_processes_as_slices(alone):
   result = run(
     2,
     2,
-    **{'model.mixer': 'attention', 'mesh.slices': 2, 'mesh.fsdp': 2},
+    **{'model.pattern': 'attention+cms', 'mesh.slices': 2, 'mesh.fsdp': 2},
   )
   assert_equal(result, alone('attention', 'adamw'))
 
@@ -376,5 +376,5 @@ def test_sizes_that_axes_do_not_divide(fields, message):
 
 
 def test_a_parameter_without_a_rule_is_named():
-  with pytest.raises(ValueError, match='matches the parameter blocks/new/gate'):
-    placement.spec('blocks/new/gate')
+  with pytest.raises(ValueError, match='the parameter blocks/new/gate'):
+    placement.spec((), 'blocks/new/gate')

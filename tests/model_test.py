@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from hope import blocks
 from hope import config as config_lib
 from hope.mixers.titans import TitansOptions
 from hope.model import PRESETS, Hope
@@ -53,13 +54,21 @@ def tokens(batch=2, length=8):
 @pytest.mark.parametrize('name', NAMED)
 def test_a_preset_has_the_parameters_of_its_name(name, mixer):
   config = config_lib.base_config()
-  config.model.preset, config.model.mixer = name, mixer
+  config.model.preset, config.model.pattern = name, f'{mixer}+cms'
   config = config_lib.resolve(config, 32000)
   model = nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(0)))
   leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
   count = sum(int(np.prod(leaf.shape)) for leaf in leaves)
   wanted = float(name[:-1]) * {'m': 1e6, 'b': 1e9}[name[-1]]
   assert abs(count / wanted - 1) <= 0.03, f'{count:,}'
+
+
+def hidden(model):
+  """Hidden width of the first CMS level, from the sizes to be divided."""
+  config = config_lib.base_config()
+  config.model.update(model.to_dict())
+  (width,) = (x.size for x in blocks.divided(config) if 'level' in x.name)
+  return width
 
 
 def test_presets_give_the_sizes_left_at_none():
@@ -70,9 +79,9 @@ def test_presets_give_the_sizes_left_at_none():
   assert (model.num_layers, model.width, model.num_heads) == (3, 1536, 16)
   assert model.vocab_size == 300
   assert model.attention.max_context == config.data.seq_len
-  assert model.cms.hidden_multiple == 1
-  config.model.mixer = 'attention'
-  assert config_lib.resolve(config, 300).model.cms.hidden_multiple == 17 / 16
+  assert hidden(model) == 1536
+  config.model.pattern = 'attention+cms'
+  assert hidden(config_lib.resolve(config, 300).model) == 1536 * 17 // 16
   # The caller's configuration is left as it was.
   assert config.model.width is None and config.model.vocab_size is None
 
@@ -87,7 +96,7 @@ def test_options_of_the_layer_are_those_of_the_configuration():
 
 @pytest.mark.parametrize('mixer', ['titans', 'attention'])
 def test_bfloat16_keeps_states_and_parameters_in_float32(mixer):
-  fields = {'model.mixer': mixer, 'model.cms.mode': 'in_context'}
+  fields = {'model.pattern': f'{mixer}+cms', 'model.cms.mode': 'in_context'}
   model = make(**fields, **{'model.dtype': 'bfloat16'})
   graph, params = nnx.split(model)
 
@@ -141,7 +150,7 @@ def test_linear_memories():
       'model.titans.q_memory': True,
     }
   )
-  mixer = model.blocks.mixer
+  mixer = model.blocks[0].mixer
   assert not hasattr(mixer.memory, 'up')
   assert mixer.memory.down.shape == (2, 2, 8, 8)
   assert mixer.eta.down.shape == (2, 2, 8, 1)
@@ -152,9 +161,9 @@ def test_linear_memories():
     return jnp.mean(jnp.square(logits[:, 4:])), state
 
   gradients, state = jit(jax.grad(loss, has_aux=True))(params)
-  assert state[0].memory.now.up is None
+  assert state[0][0].memory.now.up is None
   for name in ('k', 'v', 'q', 'eta', 'alpha', 'memory'):
-    gradient = np.asarray(gradients.blocks.mixer[name].down[...])
+    gradient = np.asarray(gradients.blocks[0].mixer[name].down[...])
     assert np.isfinite(gradient).all()
     assert (np.abs(gradient).max(axis=(1, 2, 3)) > 0).all(), name
 
@@ -234,13 +243,13 @@ def test_resolve_refuses_numbers_out_of_range(path, value, message):
 
 
 def test_heads_of_attention_are_even():
-  fields = {'model.mixer': 'attention', 'model.width': 66}
+  fields = {'model.pattern': 'attention+cms', 'model.width': 66}
   with pytest.raises(ValueError, match='must be even'):
     resolved(**fields, **{'model.num_heads': 22})
 
 
 def test_logits_of_bfloat16_are_not_rounded():
-  model = make(**{'model.dtype': 'bfloat16', 'model.mixer': 'attention'})
+  model = make(**{'model.dtype': 'bfloat16', 'model.pattern': 'attention+cms'})
   logits, _ = model(tokens())
   assert (logits != logits.astype(jnp.bfloat16)).mean() > 0.9
 

@@ -43,7 +43,7 @@ from hope import command_line, main
 command_line.run(main.main, main.define_flags)
 """
 AXES = ('data', 'fsdp', 'seq', 'tensor')
-TITANS = '--config.model.mixer=titans'
+TITANS = '--config.model.pattern=titans+cms'
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +56,7 @@ def home(tmp_path_factory):
     'def get_config():\n'
     '  config = base_config()\n'
     '  config.model.num_layers, config.model.width = 2, 32\n'
-    '  config.model.num_heads, config.model.mixer = 4, "attention"\n'
+    '  config.model.num_heads, config.model.pattern = 4, "attention+cms"\n'
     '  config.model.cms.periods = (1, 3)\n'
     '  titans = config.model.titans\n'
     '  titans.chunk_size = titans.projection_chunk_size = 16\n'

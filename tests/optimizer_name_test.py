@@ -12,9 +12,10 @@ import numpy as np
 import optax
 import pytest
 
+from hope import blocks, optimizer
 from hope import config as config_lib
-from hope import optimizer
 from hope.parallel.mesh import one_device
+from hope.parts import find
 from hope.training import moments
 from hope.training import step as step_lib
 import optimizers
@@ -52,7 +53,7 @@ def parameters():
   }
   cms = {'level_1': {'up': {'kernel': draw(1, 4, 4)}}}
   return {
-    'blocks': {'mixer': mixer, 'cms': cms},
+    'blocks': {0: {'mixer': mixer, 'feedforward': cms}},
     'embed': {'embedding': draw(5, 4)},
   }
 
@@ -70,7 +71,7 @@ QUICK = ('m3', 'delta_gradient_descent')
 def test_a_run_can_choose_it(name):
   """The loss of one batch falls, and the state keeps its types."""
   raw = tiny(name=name, learning_rate=3e-3)
-  raw.model.mixer = 'attention'
+  raw.model.pattern = 'attention+cms'
   raw.train.accumulate = 2
   config = config_lib.resolve(raw, 16)
   graph, abstract = step_lib.abstract_state(config, one_device())
@@ -101,7 +102,7 @@ def test_options_reach_the_rule():
     state, update = tx.init(params), jax.jit(tx.update)
     for _ in range(10):
       out, state = update(params, state, params)
-    updates.append(out['blocks']['mixer']['mix']['kernel'])
+    updates.append(out['blocks'][0]['mixer']['mix']['kernel'])
   assert np.abs(updates[0] - updates[1]).max() > 1e-4
 
 
@@ -131,10 +132,14 @@ def test_a_configuration_of_an_older_version_is_refused():
 def test_matrices_and_others():
   config = config_lib.resolve(tiny(name='muon', other_learning_rate=1e-4), 16)
   params = parameters()
+  table = blocks.parameters(config)
   kinds = jax.tree_util.tree_map_with_path(
-    lambda keys, _: optimizer.kind(config, tuple(k.key for k in keys)), params
+    lambda keys, _: optimizer.kind(
+      config, find(table, '/'.join(str(k.key) for k in keys))
+    ),
+    params,
   )
-  mixer = kinds['blocks']['mixer']
+  mixer = kinds['blocks'][0]['mixer']
   assert mixer['mix']['kernel'] == mixer['memory']['up'] == 'muon'
   assert mixer['conv']['kernel'] == kinds['embed']['embedding'] == 'adamw'
   tx = optimizer.make_optimizer(config)
@@ -157,13 +162,14 @@ def test_kernels_of_several_projections_are_split(name, split, layer):
   options += ['second_moment=False'] if name == 'm3' else []
   raw = tiny(name=name, options=','.join(options), weight_decay=0.0)
   raw.model.num_heads, raw.model.width = heads, width
+  raw.model.pattern = {'mix': 'titans+cms', 'qkv': 'attention+cms'}[layer]
   config = config_lib.resolve(raw, 16)
   rng = np.random.default_rng(0)
   kernel = jnp.asarray(rng.standard_normal((1, width, 3 * width)), jnp.float32)
-  params = {'blocks': {'mixer': {layer: {'kernel': kernel}}}}
+  params = {'blocks': {0: {'mixer': {layer: {'kernel': kernel}}}}}
   tx = optimizer.make_rule(config, name)
   updates, state = jax.jit(tx.update)(params, tx.init(params), params)
-  update = -updates['blocks']['mixer'][layer]['kernel']
+  update = -updates['blocks'][0]['mixer'][layer]['kernel']
   update /= config.optimizer.learning_rate
   assert {x.shape for x in jax.tree.leaves(state) if x.ndim > 1} == {
     kernel.shape
@@ -194,7 +200,8 @@ def test_normalized_updates_have_one_norm():
 
 def test_updates_that_need_inputs_are_normalized_too():
   raw = tiny(name='delta_gradient_descent', normalize_updates=True)
-  config, params = config_lib.resolve(raw, 16), {'kernel': jnp.ones((3, 2))}
+  config = config_lib.resolve(raw, 16)
+  params = {'embed': {'embedding': jnp.ones((3, 2))}}
   tx = optimizer.make_rule(config, 'delta_gradient_descent')
   updates, _ = tx.update(
     params, tx.init(params), params, inputs={'kernel': jnp.eye(3)}
@@ -206,7 +213,8 @@ def test_updates_that_need_inputs_are_normalized_too():
 
 def test_a_slow_level_takes_the_rate_of_the_step_that_it_moves_at():
   raw = tiny(learning_rate=1.0, warmup_steps=8, weight_decay=0.0)
-  config, params = config_lib.resolve(raw, 16), {'kernel': jnp.ones((3, 2))}
+  config = config_lib.resolve(raw, 16)
+  params = {'embed': {'embedding': jnp.ones((3, 2))}}
   rates = []
   for period in (1, 4):
     tx = optimizers.every(period, optimizer.make_rule(config, 'adamw', period))
@@ -214,7 +222,7 @@ def test_a_slow_level_takes_the_rate_of_the_step_that_it_moves_at():
     for _ in range(8):
       updates, state = tx.update(params, state, params)
     # Adam's update is the rate where the gradient is always the same.
-    rates.append(float(-updates['kernel'][0, 0]))
+    rates.append(float(-updates['embed']['embedding'][0, 0]))
   np.testing.assert_allclose(rates, 7 / 8, rtol=1e-3)
 
 
@@ -265,13 +273,13 @@ def test_levels_move_at_their_periods():
   kernel = {'up': {'kernel': jnp.ones((2, 2))}}
   params = {
     'embed': {'embedding': jnp.ones((3, 2))},
-    'blocks': {'cms': {'level_0': kernel, 'level_1': kernel}},
+    'blocks': {0: {'feedforward': {'level_0': kernel, 'level_1': kernel}}},
   }
   tx = optimizer.make_optimizer(config)
   state, moved = tx.init(params), {'embed': [], 'level_0': [], 'level_1': []}
   for t in range(7):
     updates, state = tx.update(params, state, params)
-    levels = {'embed': updates['embed'], **updates['blocks']['cms']}
+    levels = {'embed': updates['embed'], **updates['blocks'][0]['feedforward']}
     for name, tree in levels.items():
       if any(np.any(x) for x in jax.tree.leaves(tree)):
         moved[name].append(t)
@@ -289,7 +297,8 @@ from hope.optimizer import make_optimizer
 config = config_lib.base_config()
 config.optimizer.name = 'm3'
 tx = make_optimizer(config_lib.resolve(config, 257))
-params = {'mix': {'kernel': jnp.ones((2, 8, 24))}, 'norm': jnp.ones(8)}
+mixer = {'mix': {'kernel': jnp.ones((2, 8, 24))}}
+params = {'blocks': {0: {'mixer': mixer}}, 'norm': {'scale': jnp.ones(8)}}
 update = jax.jit(tx.update).lower(params, tx.init(params), params)
 print(hashlib.sha256(update.as_text().encode()).hexdigest())
 """

@@ -12,7 +12,7 @@ STEPS = 60
 FIELDS = {
   'model.num_layers': 1,
   'model.width': 16,
-  'model.mixer': 'attention',
+  'model.pattern': 'attention+cms',
   'model.cms.periods': (1,),
   'data.source': 'synthetic:copy',
   'data.task.vocab_size': 16,

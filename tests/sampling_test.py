@@ -22,7 +22,7 @@ PROMPT = np.arange(LENGTH, dtype=np.int32)[None] * 2
 def model():
   """(structure, parameters) of a small Hope-Attention."""
   config = config_lib.base_config()
-  config.model.mixer = 'attention'
+  config.model.pattern = 'attention+cms'
   config.model.num_layers, config.model.width = 1, 8
   config.model.cms.periods = (1,)
   config.data.seq_len = 32
@@ -84,7 +84,7 @@ def test_temperature_and_top_k_need_no_compilation(model):
 def small(request):
   """(structure, parameters) of two layers with a mixer."""
   config = config_lib.base_config()
-  config.model.mixer = request.param
+  config.model.pattern = f'{request.param}+cms'
   config.model.num_layers, config.model.width = 2, 16
   config.model.num_heads, config.data.seq_len = 2, 32
   config.model.titans.chunk_size = config.model.titans.projection_chunk_size = 8

@@ -215,7 +215,7 @@ def test_chunks_of_several_blocks(anchor, x64, monkeypatch):
   [
     {},
     {'model.titans.anchor': 'zero', 'model.cms.variant': 'independent'},
-    {'model.mixer': 'attention'},
+    {'model.pattern': 'attention+cms'},
     {'model.cms.mode': 'outer', 'model.remat': True},
   ],
 )
@@ -386,7 +386,7 @@ def batch_of_documents(mixer, accumulate=1):
   """A configuration, and two rows of three documents of 8 tokens each."""
   config = small_config(
     **{
-      'model.mixer': mixer,
+      'model.pattern': f'{mixer}+cms',
       'model.titans.chunk_size': 4,
       'model.titans.projection_chunk_size': 4,
       'data.seq_len': 24,

@@ -18,7 +18,7 @@ from hope.profiling import flops, throughput
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = {
-  'model.mixer': 'attention',
+  'model.pattern': 'attention+cms',
   'model.num_layers': 1,
   'model.width': 16,
   'model.num_heads': 2,
@@ -62,7 +62,7 @@ def test_delta_rule_by_hand():
 def test_linear_titans_by_hand():
   config = make(
     **{
-      'model.mixer': 'titans',
+      'model.pattern': 'titans+cms',
       'model.titans.hidden_multiple': 0,
       'model.titans.momentum': False,
       'model.titans.erase': False,
@@ -86,7 +86,7 @@ def test_linear_titans_by_hand():
 @pytest.mark.parametrize('mode', ['outer', 'in_context'])
 def test_every_part_costs(read, mode):
   full = {
-    'model.mixer': 'titans',
+    'model.pattern': 'titans+cms',
     'model.titans.read': read,
     'model.titans.q_memory': True,
     'model.cms.mode': mode,
@@ -142,7 +142,7 @@ def test_count_is_that_of_the_traced_model(fields):
     cms['model.cms.mode'] = 'in_context'
   titans = {f'model.titans.{name}': value for name, value in fields.items()}
   config = make(
-    **{'model.mixer': 'titans', 'model.width': 32, 'model.num_layers': 2}
+    **{'model.pattern': 'titans+cms', 'model.width': 32, 'model.num_layers': 2}
     | cms
     | titans
   )

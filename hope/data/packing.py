@@ -20,6 +20,7 @@ like those of all rows.
 import ml_collections
 import numpy as np
 
+from hope import blocks
 from hope.memory import stream
 
 # Columns of a document that is laid out.
@@ -35,14 +36,8 @@ def alignment(config: ml_collections.ConfigDict) -> int:
   Raises:
     ValueError: `data.seq_len` is no multiple.
   """
-  model, chunks = config.model, []
-  if model.mixer == 'titans':
-    chunks.append(model.titans.chunk_size)
-    if model.titans.self_modifying:
-      chunks.append(model.titans.projection_chunk_size)
-  if model.cms.mode == 'in_context':
-    chunks += model.cms.periods
-  align, length = stream.alignment(chunks), config.data.seq_len
+  align = stream.alignment(blocks.chunks(config))
+  length = config.data.seq_len
   if length % align:
     raise ValueError(
       f'data.segments=True starts documents at multiples of {align} tokens, '

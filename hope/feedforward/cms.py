@@ -15,16 +15,40 @@ v = W_v x / |W_v x|; eta and alpha are slow gates per token. eta is at most
 1 / (chunk d), since |k|^2 = d and gradients are frozen over the chunk.
 """
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, mlp, stream
 from hope.parallel import placement
+from hope.parts import (
+  KEY_VALUE,
+  Divided,
+  Leaf,
+  Level,
+  Part,
+  Sizes,
+  inner_objective,
+  per_token,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CMSOptions:
+  """TMP."""
+
+  mode: str = 'outer'
+  variant: str = 'sequential'
+  periods: tuple = (1, 1, 1, 1)
+  hidden_multiple: float | None = None
+  objective: str = 'l2'
 
 
 class LevelState(NamedTuple):
@@ -241,3 +265,132 @@ class ContinuumMemory(nnx.Module):
       total += weights[j].astype(x.dtype) * y
       new.append(level_state)
     return total, tuple(new)
+
+
+def _hidden(sizes: Sizes, options: CMSOptions) -> int:
+  multiple = options.hidden_multiple
+  if multiple is None:
+    multiple = sizes.hidden_multiple
+  return int(sizes.width * multiple)
+
+
+def _build(sizes: Sizes, options: CMSOptions, *, rngs: nnx.Rngs):
+  return ContinuumMemory(
+    sizes.width,
+    _hidden(sizes, options),
+    mode=options.mode,
+    variant=options.variant,
+    periods=tuple(options.periods),
+    objective=options.objective,
+    dtype=sizes.dtype,
+    rngs=rngs,
+  )
+
+
+def _passes_on(options: CMSOptions) -> str:
+  if options.variant == 'sequential':
+    return 'its output, to the next level'
+  return 'its output, summed over levels'
+
+
+def _outer_level(j: int, period: int, options: CMSOptions) -> list[Leaf]:
+  """Parameters of an outer level: all move at its own period."""
+  leaf = functools.partial(
+    Leaf,
+    component=f'CMS level {j}',
+    period=period,
+    passes_on=_passes_on(options),
+  )
+  return [
+    leaf(f'level_{j}/norm/scale', P()),
+    leaf(f'level_{j}/up/kernel', P('fsdp', 'tensor'), kind='linear'),
+    leaf(f'level_{j}/down/kernel', P('tensor', 'fsdp'), kind='linear'),
+  ]
+
+
+def _in_context_level(j: int) -> list[Leaf]:
+  """Parameters of an in-context level.
+
+  Its kernels are used whole: what a token learns with a part of the hidden
+  units would need an all-reduce per chunk.
+  """
+  initial = functools.partial(
+    Leaf,
+    component=f'initial state of CMS level {j}',
+    kind='matrix',
+    used_whole=True,
+    passes_on='sequences start from it',
+  )
+  return [
+    Leaf(f'level_{j}/norm/scale', P(), 'norms'),
+    initial(f'level_{j}/up', P('fsdp', 'tensor')),
+    initial(f'level_{j}/down', P('tensor', 'fsdp')),
+    Leaf(
+      f'level_{j}/key_value/kernel',
+      P('fsdp', 'tensor'),
+      'projections',
+      kind='linear',
+      split=KEY_VALUE,
+      used_whole=True,
+    ),
+    Leaf(
+      f'level_{j}/gates/kernel', P('fsdp'), 'gates and rates', kind='linear'
+    ),
+    Leaf(f'level_{j}/gates/bias', P(), 'gates and rates'),
+  ]
+
+
+def _parameters(options: CMSOptions) -> list[Leaf]:
+  found = [Leaf('mix', P(), 'gates and rates')]
+  for j, period in enumerate(options.periods):
+    if options.mode == 'outer':
+      found += _outer_level(j, period, options)
+    else:
+      found += _in_context_level(j)
+  return found
+
+
+def _levels(sizes: Sizes, options: CMSOptions) -> list[Level]:
+  """Rows of the in-context levels; outer ones are parameters."""
+  del sizes
+  if options.mode == 'outer':
+    return []
+  return [
+    Level(
+      component=f'CMS level {j}',
+      frequency=per_token(period),
+      objective=inner_objective(options.objective, 'M(k)', 'v'),
+      context='its inputs so far',
+      parameters=0,
+      passes_on=_passes_on(options),
+    )
+    for j, period in enumerate(options.periods)
+  ]
+
+
+def _check(sizes: Sizes, options: CMSOptions) -> None:
+  if _hidden(sizes, options) < 1:
+    raise ValueError(
+      f'model.cms.hidden_multiple={options.hidden_multiple} of model.width='
+      f'{sizes.width} is no hidden unit; give at least {1 / sizes.width:g}.'
+    )
+
+
+def _divided(sizes: Sizes, options: CMSOptions) -> list[Divided]:
+  hidden = _hidden(sizes, options)
+  return [Divided('the hidden width of a level', hidden, ('tensor',))]
+
+
+def _chunks(options: CMSOptions) -> tuple[int, ...]:
+  return tuple(options.periods) if options.mode == 'in_context' else ()
+
+
+PART = Part(
+  options=CMSOptions,
+  build=_build,
+  parameters=_parameters,
+  levels=_levels,
+  check=_check,
+  divided=_divided,
+  chunks=_chunks,
+)

@@ -1,15 +1,25 @@
 """Causal softmax attention with rotary positions, for Hope-Attention."""
 
+import dataclasses
 from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from hope.layers.precision import at_least_float32
 from hope.memory import finite
 from hope.memory.segments import since_start
 from hope.parallel import placement
+from hope.parts import BY_HEAD, Leaf, Level, Part, Sizes, per_token
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionOptions:
+  """TMP."""
+
+  max_context: int | None = None
 
 
 class AttentionState(NamedTuple):
@@ -109,3 +119,59 @@ class CausalAttention(nnx.Module):
     return y, AttentionState(
       keep(keys, state.k), keep(values, state.v), position[..., -1] + 1
     )
+
+
+def _build(sizes: Sizes, options: AttentionOptions, *, rngs: nnx.Rngs):
+  return CausalAttention(
+    sizes.width,
+    sizes.num_heads,
+    options.max_context or sizes.seq_len,
+    dtype=sizes.dtype,
+    rngs=rngs,
+  )
+
+
+def _parameters(options: AttentionOptions) -> list[Leaf]:
+  del options
+  return [
+    Leaf(
+      'qkv/kernel',
+      P('fsdp', 'tensor'),
+      'projections',
+      kind='linear',
+      split=BY_HEAD,
+    ),
+    Leaf('output/kernel', P('tensor', 'fsdp'), 'projections', kind='linear'),
+  ]
+
+
+def _levels(sizes: Sizes, options: AttentionOptions) -> list[Level]:
+  return [
+    Level(
+      component='keys and values of attention',
+      frequency=per_token(1),
+      objective='none: kept as they are',
+      context=f'last {options.max_context or sizes.seq_len:,} tokens',
+      parameters=0,
+      passes_on='read by each token',
+    )
+  ]
+
+
+def _check(sizes: Sizes, options: AttentionOptions) -> None:
+  del options
+  if sizes.width // sizes.num_heads % 2:
+    raise ValueError(
+      f'model.width={sizes.width} / model.num_heads={sizes.num_heads} must be '
+      'even, for the rotation of positions.'
+    )
+
+
+PART = Part(
+  options=AttentionOptions,
+  build=_build,
+  parameters=_parameters,
+  levels=_levels,
+  check=_check,
+  hidden_multiple=17 / 16,  # it has no parameters of memories
+)

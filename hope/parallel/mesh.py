@@ -12,7 +12,7 @@ Over several slices, which a slow network joins, `data` is the axis that
 crosses them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import math
 from typing import Any
 
@@ -21,6 +21,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
+
+from hope.parts import Divided
 
 AXES = ('data', 'fsdp', 'seq', 'tensor')
 # Rows of a batch lie along these, tokens of a row along `seq`.
@@ -101,23 +103,14 @@ def shape(
   return sizes
 
 
-def check_sizes(config: Config) -> None:
+def check_sizes(config: Config, sizes: Iterable[Divided]) -> None:
   """Raises ValueError if the axes do not divide the sizes of a model.
 
   Args:
     config: resolved.
+    sizes: that the axes must divide.
   """
-  model, mesh = config.model, config.mesh
-  hidden = int(model.width * model.cms.hidden_multiple)
-  sizes = [
-    ('model.num_heads', model.num_heads, ('tensor', 'seq')),
-    ('data.seq_len', config.data.seq_len, ('seq', 'tensor')),
-    ('model.width', model.width, ('fsdp', 'tensor')),
-    ('the hidden width of a level', hidden, ('tensor',)),
-  ]
-  if model.mixer == 'titans':
-    head = model.width // model.num_heads
-    sizes.append(('the width of a head', head, ('fsdp',)))
+  mesh = config.mesh
   for name, size, axes in sizes:
     parts = math.prod(mesh[axis] for axis in axes)
     if size % parts:

@@ -1,14 +1,14 @@
-"""Where every array lies on the mesh: a table for parameters, one for the rest.
+"""Where every array lies on the mesh.
 
-A parameter is stored as the first rule that matches its path says. A layer's
+A parameter is stored as the table of the model's parameters says. A layer's
 parameters are gathered along `fsdp` when the layer is computed, and gathered
 anew in the backward pass where the layer is (`model.remat`); their gradients
 are summed into the stored parts. Optimizer state that has the shape of its
 parameter lies like it; all other optimizer state is on every device.
 """
 
+from collections.abc import Sequence
 import functools
-import re
 from typing import Any
 
 import jax
@@ -18,35 +18,12 @@ from jax.sharding import PartitionSpec as P
 import optax
 
 from hope.parallel.mesh import BATCH
+from hope.parts import Leaf, find
 
 # Heads of a mixer: within it, all tokens of a row are on one device.
 _HEADS = ('tensor', 'seq')
 
-# Pattern of a parameter's path, and how it is stored. The stacked layers of
-# `blocks` come before these dimensions and are not split.
-PARAMETERS: tuple[tuple[str, P], ...] = (
-  (r'embed/embedding', P(None, ('fsdp', 'tensor'))),
-  (r'(.*/)?norm/scale', P()),
-  (r'blocks/mixer/(mix|query|qkv|beta)/kernel', P('fsdp', 'tensor')),
-  (r'blocks/mixer/output/kernel', P('tensor', 'fsdp')),
-  (r'blocks/mixer/conv/kernel', P(None, 'tensor')),
-  (r'blocks/mixer/(k|v|q|eta|alpha|memory)/(up|down)', P('tensor', 'fsdp')),
-  (r'blocks/mixer/(eta_bias|alpha_bias|beta/bias)', P('tensor')),
-  (r'blocks/mixer/(memory|projection)_rate', P(None, 'tensor')),
-  (
-    r'blocks/cms/level_\d+/(up/kernel|up|key_value/kernel)',
-    P('fsdp', 'tensor'),
-  ),
-  (r'blocks/cms/level_\d+/(down/kernel|down)', P('tensor', 'fsdp')),
-  (r'blocks/cms/level_\d+/gates/kernel', P('fsdp')),
-  (r'blocks/cms/level_\d+/gates/bias', P()),
-  (r'blocks/cms/mix', P()),
-)
-# Stored along `tensor`, but used whole: what a token of a level learns with a
-# part of its hidden units would have to be summed at every chunk.
-_USED_WHOLE = r'blocks/cms/level_\d+/(up|down|key_value/kernel)|embed/embedding'
-# Kernels of nnx.Linear, and the embedding: converted to the type of products.
-_IN_PRODUCTS = r'(?!.*/conv/).*/kernel|embed/embedding'
+Table = Sequence[Leaf]
 
 # Values between layers and fast weights, by what they are.
 ACTIVATIONS: dict[str, P] = {
@@ -59,43 +36,41 @@ ACTIVATIONS: dict[str, P] = {
 }
 
 
-def spec(path: str) -> P:
-  """How the parameter of a path, like 'blocks/mixer/k/up', is stored.
+def spec(table: Table, path: str) -> P:
+  """How the parameter of a path, like 'blocks/0/mixer/k/up', is stored.
+
+  The stacked layers of `blocks` come before the dimensions that the table
+  speaks of, and are not split.
+
+  Args:
+    table: of the model (`hope.blocks.parameters`).
+    path: of the parameter.
 
   Raises:
-    ValueError: if no rule matches.
+    ValueError: if no row matches.
   """
-  for pattern, found in PARAMETERS:
-    if re.fullmatch(pattern, path):
-      return P(None, *found) if path.startswith('blocks/') else found
-  raise ValueError(
-    f'No rule of hope.parallel.placement matches the parameter {path}; add one.'
-  )
+  found = find(table, path).spec
+  return P(None, *found) if path.startswith('blocks/') else found
 
 
-def _in_layer(path: str) -> P:
-  """How a parameter is stored, without the stacked layers."""
-  found = spec(path)
-  return P(*found[1:]) if path.startswith('blocks/') else found
-
-
-def _used(path: str) -> P:
+def _used(leaf: Leaf) -> P:
   """How a layer uses a parameter."""
-  if re.fullmatch(_USED_WHOLE, path):
+  if leaf.used_whole:
     return P()
-  return P(*(None if x == 'fsdp' else x for x in _in_layer(path)))
+  return P(*(None if x == 'fsdp' else x for x in leaf.spec))
 
 
 def _path(keys: Any) -> str:
   return '/'.join(str(getattr(k, 'key', k)) for k in keys)
 
 
-def of_params(params: Any, mesh: Mesh) -> Any:
+def of_params(params: Any, mesh: Mesh, table: Table) -> Any:
   """Shardings of parameters.
 
   Args:
     params: nested dict of the model's parameters.
     mesh: of the run.
+    table: of the model's parameters.
 
   Raises:
     ValueError: for a leaf that no rule matches, or that does not divide.
@@ -103,7 +78,7 @@ def of_params(params: Any, mesh: Mesh) -> Any:
 
   def sharding(keys, leaf):
     path = _path(keys)
-    found = NamedSharding(mesh, spec(path))
+    found = NamedSharding(mesh, spec(table, path))
     try:
       found.shard_shape(leaf.shape)
     except ValueError:
@@ -116,7 +91,9 @@ def of_params(params: Any, mesh: Mesh) -> Any:
   return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def of_opt_state(tx: Any, opt_state: Any, params: Any, mesh: Mesh) -> Any:
+def of_opt_state(
+  tx: Any, opt_state: Any, params: Any, mesh: Mesh, table: Table
+) -> Any:
   """Shardings of the state of an optax transformation; all may be abstract."""
   everywhere = NamedSharding(mesh, P())
   masked = lambda leaf: isinstance(leaf, optax.MaskedNode)
@@ -131,7 +108,7 @@ def of_opt_state(tx: Any, opt_state: Any, params: Any, mesh: Mesh) -> Any:
     sharding,
     opt_state,
     params,
-    of_params(params, mesh),
+    of_params(params, mesh, table),
     transform_non_params=lambda _: everywhere,
     is_leaf=masked,
   )
@@ -195,7 +172,7 @@ def _gather_bwd(dtype, stored, used, residuals, x_bar):
 _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
-def gather(params: Any, prefix: str, dtype: Any) -> Any:
+def gather(params: Any, prefix: str, dtype: Any, table: Table) -> Any:
   """Parameters as they are used, from those that are stored.
 
   Gradients go the way back: their sum over the devices is split as the
@@ -205,16 +182,16 @@ def gather(params: Any, prefix: str, dtype: Any) -> Any:
 
   Args:
     params: nested dict, of one layer where they are stacked.
-    prefix: path of the dict in the model, like 'blocks'.
+    prefix: path of the dict in the model, like 'blocks/0'.
     dtype: of matrix products.
+    table: of the model's parameters.
   """
 
   def one(keys, x):
-    path = f'{prefix}/{_path(keys)}'
-    stored, used = _in_layer(path), _used(path)
-    if not _split(stored):
+    leaf = find(table, f'{prefix}/{_path(keys)}')
+    if not _split(leaf.spec):
       return x
-    in_product = re.fullmatch(_IN_PRODUCTS, path)
-    return _gather(x, jnp.dtype(dtype) if in_product else x.dtype, stored, used)
+    into = jnp.dtype(dtype) if leaf.in_products else x.dtype
+    return _gather(x, into, leaf.spec, _used(leaf))
 
   return jax.tree_util.tree_map_with_path(one, params)

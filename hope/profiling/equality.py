@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from hope import blocks
 from hope import config as config_lib
 from hope.layers.precision import at_least_float32
 from hope.memory import rule, solve
@@ -48,7 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     'model.titans.self_modifying': False,
     'model.titans.self_target': False,
   },
-  'attention': {'model.mixer': 'attention'},
+  'attention': {'model.pattern': 'attention+cms'},
 }
 _IN_CONTEXT = {'model.cms.mode': 'in_context'}
 _PALLAS = {'model.titans.kernel': 'pallas'}
@@ -197,7 +198,7 @@ def _by_token(module: Any, x: jax.Array) -> jax.Array:
 def _module(
   sizes: Sizes, part: str, dtype: str, fields: dict[str, Any]
 ) -> nnx.Module:
-  """A model of two layers, or the 'mixer' or 'cms' of a layer."""
+  """A model of two layers, or the 'mixer' or 'feedforward' of a layer."""
   config = config_lib.base_config()
   config.update_from_flattened_dict(
     {
@@ -217,7 +218,7 @@ def _module(
   rngs = nnx.Rngs(0)
   if part == 'model':
     return Hope(config, rngs=rngs)
-  return getattr(Block(config, rngs=rngs), part)
+  return getattr(Block(blocks.pattern(config)[0], rngs=rngs), part)
 
 
 def _module_case(
@@ -230,7 +231,7 @@ def _module_case(
 
   Args:
     sizes: of it.
-    part: 'model', 'mixer' or 'cms'.
+    part: 'model', 'mixer' or 'feedforward'.
     fields: of the configuration.
     read: how the device reads a sequence.
   """
@@ -275,7 +276,9 @@ _CASES: dict[str, Callable[[Sizes], Case]] = {
   'solve': _solve_case,
   'titans layer': lambda sizes: _module_case(sizes, 'mixer', {}),
   'titans layer, pallas': lambda sizes: _module_case(sizes, 'mixer', _PALLAS),
-  'in-context levels': lambda sizes: _module_case(sizes, 'cms', _IN_CONTEXT),
+  'in-context levels': lambda sizes: _module_case(
+    sizes, 'feedforward', _IN_CONTEXT
+  ),
   'hope, token by token': lambda sizes: _module_case(
     sizes, 'model', {}, _by_token
   ),

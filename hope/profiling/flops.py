@@ -183,7 +183,13 @@ def attention(config: ml_collections.FrozenConfigDict, seq_len: int) -> float:
 def cms(config: ml_collections.FrozenConfigDict, seq_len: int) -> float:
   """Multiply-adds per token of `ContinuumMemory`, one layer."""
   width, options = config.model.width, config.model.cms
-  hidden = int(width * options.hidden_multiple)
+  hidden = int(
+    width
+    * (
+      options.hidden_multiple
+      or {'titans+cms': 1}.get(config.model.pattern, 17 / 16)
+    )
+  )
   total = 0
   for period in options.periods:
     total += forward(1, width, hidden, width)  # the block
@@ -221,7 +227,8 @@ def flops_per_token(
     config: a resolved configuration (`hope.config.resolve`).
     seq_len: tokens of a sequence.
   """
-  mixer = {'titans': titans, 'attention': attention}[config.model.mixer]
+  name = config.model.pattern.removesuffix('+cms')
+  mixer = {'titans': titans, 'attention': attention}[name]
   layer = mixer(config, seq_len) + cms(config, seq_len)
   forward_pass = config.model.num_layers * layer + logits(config)
   return round(2 * _PASSES * forward_pass)

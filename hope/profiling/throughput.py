@@ -128,7 +128,7 @@ def _machine() -> dict[str, Any]:
 def _sizes(config: ml_collections.FrozenConfigDict) -> dict[str, Any]:
   model, data = config.model, config.data
   return {
-    'mixer': model.mixer,
+    'pattern': model.pattern,
     'dtype': model.dtype,
     'num_layers': model.num_layers,
     'width': model.width,

@@ -11,8 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import optax
 
-from hope.memory import mlp
-from hope.mixers.titans import TitansState
+from hope import blocks
+from hope.loss import loss_and_metrics
 from hope.model import Hope
 from hope.optimizer import make_optimizer, needs_inputs
 from hope.parallel import devices, placement
@@ -73,21 +73,18 @@ def abstract_state(
   """
   platform = mesh.devices.flat[0].platform
   kernel = config.model.titans.kernel
-  if (
-    config.model.mixer == 'titans'
-    and kernel == 'pallas'
-    and platform not in ('cpu', 'tpu')
-  ):
+  if kernel == 'pallas' and platform not in ('cpu', 'tpu'):
     raise ValueError(
       "model.titans.kernel='pallas' is written for TPUs, and the devices are "
       f"of the platform {platform}; try model.titans.kernel='xla'."
     )
   graph, state = jax.eval_shape(_builder(config, mesh))
+  table = blocks.parameters(config)
   everywhere: Any = NamedSharding(mesh, PartitionSpec())
   shardings = TrainState(
-    placement.of_params(state.params, mesh),
+    placement.of_params(state.params, mesh, table),
     placement.of_opt_state(
-      make_optimizer(config, mesh), state.opt_state, state.params, mesh
+      make_optimizer(config, mesh), state.opt_state, state.params, mesh, table
     ),
     everywhere,
     everywhere,
@@ -121,65 +118,6 @@ def init_state(config: Config, abstract: TrainState) -> TrainState:
 def _mesh(state: TrainState) -> Mesh:
   sharding: Any = state.step.sharding
   return sharding.mesh
-
-
-def memory_norms(state: Any) -> dict[str, jax.Array]:
-  """Norms of what each memory holds and of what it wrote last, by layer.
-
-  state_norm is the norm of the kernels (of their deviation from the initial
-  ones if anchored to them), write_norm that of the traces, the decayed sum of
-  the writes; RMS over heads and batch. Without momentum there are no traces and
-  no write norms.
-  """
-  mixer = state[0]
-  if not isinstance(mixer, TitansState):
-    return {}
-  memories = [(['memory'], mixer.memory)]
-  if mixer.projections:
-    with_q = mixer.projections.now.down[0].shape[-3] == 3
-    wide = ['v', 'q', 'k'] if with_q else ['v', 'k']
-    memories.append(([*wide, 'eta', 'alpha'], mixer.projections))
-  metrics = {}
-  for names, memory in memories:
-    kinds = {'state_norm': memory.now}
-    if memory.trace is not None:
-      kinds['write_norm'] = memory.trace
-    for kind, kernels in kinds.items():
-      for j, name in enumerate(names):
-        square = sum(
-          jnp.sum(jnp.square(x), axis=tuple(range(3, x.ndim))).mean((1, 2))
-          for x in jax.tree.leaves(mlp.select(kernels, j, j + 1))
-        )
-        for layer, norm in enumerate(jnp.sqrt(square)):
-          metrics[f'{name}/{kind}/layer_{layer}'] = norm
-  return metrics
-
-
-def loss_and_metrics(
-  model: nnx.Module, batch: dict[str, jax.Array]
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Sum of the weighted cross-entropies of a batch, in nats.
-
-  Args:
-    model: Hope.
-    batch: inputs, targets int32 [b, t], weights float32 [b, t]; with
-      `data.segments` also starts, bool [b, t].
-
-  Returns:
-    (loss, metrics): the sum, and sums and norms to report.
-  """
-  logits, state = model(batch['inputs'], starts=batch.get('starts'))
-  losses = optax.softmax_cross_entropy_with_integer_labels(
-    logits, batch['targets']
-  )
-  weights = batch['weights']
-  correct = jnp.argmax(logits, axis=-1) == batch['targets']
-  loss = jnp.sum(weights * losses)
-  return loss, {
-    'loss': loss,
-    'accuracy': jnp.sum(weights * correct),
-    **memory_norms(state),
-  }
 
 
 def train_step(

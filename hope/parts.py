@@ -1,0 +1,233 @@
+"""What the rest of the system asks of a mixer or a feed-forward.
+
+A file of `hope/mixers` or `hope/feedforward` holds a module, its options, and a
+`Part`, which a line of `MIXERS` or `FEEDFORWARD` names. Nothing else in the
+project knows it.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import re
+from typing import Any, NamedTuple, Protocol
+
+from flax import nnx
+import jax
+from jax.sharding import PartitionSpec as P
+
+# What a parameter is to the optimizer and to matrix products:
+#   linear     kernel of an nnx.Linear: a matrix (the last two axes)
+#   matrix     another matrix, such as the initial state of a memory
+#   embedding  a table of rows
+#   filter     a depthwise convolution
+#   vector     a scale, a bias, a rate
+# All but vectors decay. Linear kernels and embeddings are converted to the
+# dtype of matrix products.
+KINDS = ('linear', 'matrix', 'embedding', 'filter', 'vector')
+
+
+class Split(NamedTuple):
+  """The matrices in a kernel of several projections, for Muon and M3.
+
+  Attributes:
+    sizes: that the outputs are reshaped to; 0: the number of heads.
+    of_head: axes (inputs, outputs) of a matrix of one head of one projection.
+    of_projection: the same of all heads of one projection.
+  """
+
+  sizes: tuple[int, ...]
+  of_head: tuple[Any, Any]
+  of_projection: tuple[Any, Any]
+
+
+# Outputs [heads, projections, width of a head].
+BY_HEAD = Split((0, 3, -1), (-4, -1), (-4, (-3, -1)))
+# Outputs [heads, width of a head].
+ONE_PROJECTION = Split((0, -1), (-3, -1), (-3, (-2, -1)))
+# Outputs [2, width].
+KEY_VALUE = Split((2, -1), (-3, -1), (-3, -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  r"""One kind of parameter.
+
+  Attributes:
+    pattern: regular expression of its path, '/' between the parts: within the
+      module, or in a table of a whole model (`hope.blocks.parameters`) in it.
+    spec: how the array of one layer is stored on the mesh.
+    component: its row in the table of levels; \1 is the pattern's first group.
+    kind: one of KINDS.
+    split: of a kernel of several projections; None: it is one matrix.
+    used_whole: stored split over `tensor`, but gathered before use.
+    period: training steps between its updates.
+    passes_on: how its knowledge reaches other levels, for people.
+  """
+
+  pattern: str
+  spec: P
+  component: str
+  _: dataclasses.KW_ONLY
+  kind: str = 'vector'
+  split: Split | None = None
+  used_whole: bool = False
+  period: int = 1
+  passes_on: str = 'its values'
+
+  @property
+  def is_matrix(self) -> bool:
+    """Whether rules of matrices take it."""
+    return self.kind in ('linear', 'matrix')
+
+  @property
+  def is_linear(self) -> bool:
+    """Whether it is the kernel of a Linear layer, whose inputs are seen."""
+    return self.kind == 'linear'
+
+  @property
+  def decays(self) -> bool:
+    """Whether weight decay applies to it."""
+    return self.kind != 'vector'
+
+  @property
+  def in_products(self) -> bool:
+    """Whether it is converted to the dtype of matrix products."""
+    return self.kind in ('linear', 'embedding')
+
+  def below(self, prefix: str) -> 'Leaf':
+    """The same parameter of a module that is at a path."""
+    return dataclasses.replace(self, pattern=f'{prefix}/(?:{self.pattern})')
+
+
+class Level(NamedTuple):
+  """A component and its place in the order of levels.
+
+  Attributes:
+    component: name, for people.
+    frequency: '1 update per token', '1/64 updates per token', '1 per step',
+      '1/4 per step'; a step is one of training.
+    objective: what its updates descend on.
+    context: what it compresses.
+    parameters: learned by training, in all layers; 0 for fast states and the
+      optimizer's memories, which hold none of their own.
+    passes_on: how its knowledge reaches another level.
+  """
+
+  component: str
+  frequency: str
+  objective: str
+  context: str
+  parameters: int
+  passes_on: str
+
+
+def per_token(chunk: int) -> str:
+  """The frequency of a state that is read as it was at its chunk's start."""
+  return '1 update per token' if chunk == 1 else f'1/{chunk} updates per token'
+
+
+def per_step(period: int) -> str:
+  """The frequency of a parameter that moves every `period` training steps."""
+  return '1 per step' if period == 1 else f'1/{period} per step'
+
+
+def inner_objective(name: str, output: str, target: str) -> str:
+  """An inner objective ('l2' or 'dot') as a formula."""
+  if name == 'l2':
+    return f'1/2 |{output} - {target}|^2'
+  return f'-<{output}, {target}>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What every part of a model is built with.
+
+  Attributes:
+    width: of the residual stream.
+    num_heads: of mixers.
+    seq_len: tokens of a training sequence.
+    dtype: of the operands of matrix products.
+    kernel: what runs the memories, one of `hope.memory.stream.KERNELS`.
+    hidden_multiple: hidden width of a feed-forward whose options leave it open,
+      as a multiple of the width.
+  """
+
+  width: int
+  num_heads: int
+  seq_len: int
+  dtype: Any
+  kernel: str
+  hidden_multiple: float = 1.0
+
+
+class Module(Protocol):
+  """A mixer or feed-forward: an nnx.Module of these methods."""
+
+  def init_state(self, batch: int) -> Any:
+    """The fast state before the first token of `batch` streams."""
+
+  def __call__(
+    self, x: jax.Array, state: Any, starts: jax.Array | None
+  ) -> tuple[jax.Array, Any]:
+    """Maps x [b, t, width]; returns (y [b, t, width], state)."""
+
+
+class Divided(NamedTuple):
+  """A size that axes of the mesh must divide.
+
+  Attributes:
+    name: of the size, for a message.
+    size: that is split.
+    axes: of the mesh, that it is split over together.
+  """
+
+  name: str
+  size: int
+  axes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A kind of mixer or feed-forward.
+
+  Attributes:
+    options: dataclass of its options, the fields of its section of a
+      configuration.
+    build: (sizes, options, *, rngs) -> Module.
+    parameters: options -> its parameters.
+    levels: (sizes, options) -> rows of its fast states in the table of levels.
+    check: (sizes, options) -> None; raises ValueError for what cannot work
+      together.
+    divided: (sizes, options) -> sizes that a mesh must divide.
+    chunks: options -> tokens between which a document may start, each.
+    metrics: state -> what a run logs: arrays [layers] by name.
+    hidden_multiple: of a mixer: `Sizes.hidden_multiple` of its block.
+  """
+
+  options: type
+  build: Callable[..., nnx.Module]
+  parameters: Callable[[Any], Sequence[Leaf]]
+  levels: Callable[[Sizes, Any], Sequence[Level]] = lambda sizes, options: ()
+  check: Callable[[Sizes, Any], None] = lambda sizes, options: None
+  divided: Callable[[Sizes, Any], Sequence[Divided]] = lambda sizes, options: ()
+  chunks: Callable[[Any], Sequence[int]] = lambda options: ()
+  metrics: Callable[[Any], dict[str, jax.Array]] = lambda state: {}
+  hidden_multiple: float = 1.0
+
+
+def find(table: Sequence[Leaf], path: str) -> Leaf:
+  """The parameter at a path, with the path's own words in its component.
+
+  Args:
+    table: of the module or model; the first pattern that matches counts.
+    path: '/' between its parts.
+
+  Raises:
+    ValueError: if no pattern matches.
+  """
+  for leaf in table:
+    if match := re.fullmatch(leaf.pattern, path):
+      return dataclasses.replace(leaf, component=match.expand(leaf.component))
+  raise ValueError(
+    f'No row of its part describes the parameter {path}: add one to the '
+    '`parameters` of its mixer or feed-forward.'
+  )

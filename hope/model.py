@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from hope.feedforward.cms import ContinuumMemory
+from hope.feedforward.cms import CMSOptions, ContinuumMemory
 from hope.layers.norm import RMSNorm
-from hope.mixers.attention import CausalAttention
+from hope.mixers.attention import AttentionOptions, CausalAttention
 from hope.mixers.titans import SelfReferentialTitans, TitansOptions
 from hope.parallel import placement
 
@@ -34,31 +34,26 @@ class Block(nnx.Module):
     model, dtype = config.model, jnp.dtype(config.model.dtype)
     self.norm = RMSNorm(model.width)
     if model.mixer == 'titans':
+      titans = model.titans.to_dict()
+      kernel = titans.pop('kernel')
       self.mixer = SelfReferentialTitans(
         model.width,
         model.num_heads,
-        TitansOptions(**model.titans.to_dict()),
+        TitansOptions(**titans),
         dtype=dtype,
+        kernel=kernel,
         rngs=rngs,
       )
     else:
       self.mixer = CausalAttention(
         model.width,
         model.num_heads,
-        model.attention.max_context,
+        AttentionOptions(**model.attention.to_dict()),
         dtype=dtype,
         rngs=rngs,
       )
-    cms = model.cms
     self.cms = ContinuumMemory(
-      model.width,
-      int(model.width * cms.hidden_multiple),
-      mode=cms.mode,
-      variant=cms.variant,
-      periods=tuple(cms.periods),
-      objective=cms.objective,
-      dtype=dtype,
-      rngs=rngs,
+      model.width, CMSOptions(**model.cms.to_dict()), dtype=dtype, rngs=rngs
     )
 
   def init_state(self, batch: int):

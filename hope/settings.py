@@ -1,9 +1,18 @@
 """Every field of a run's configuration: default, meaning, type and bounds."""
 
-from hope.fields import Field
+from hope.feedforward.cms import CMSOptions
+from hope.fields import Field, declared
 from hope.memory.stream import KERNELS
+from hope.mixers.attention import AttentionOptions
+from hope.mixers.titans import TitansOptions
 from hope.model import PRESETS
 from hope.optimizer import RULES
+
+
+def _of(section: str, options: type) -> dict[str, Field]:
+  """The fields of a dataclass of options, by their paths."""
+  return {f'{section}.{name}': x for name, x in declared(options).items()}
+
 
 # Every field by its path. Lengths are in tokens, periods and intervals in the
 # field's unit. The upper bounds are far above any use: what lies beyond them
@@ -70,95 +79,7 @@ FIELDS: dict[str, Field] = {
     'Recompute each block in the backward pass instead of keeping its values.',
   ),
   # ------------------------------------------------------------ model.titans
-  'model.titans.chunk_size': Field(
-    64,
-    'Length of a chunk of `memory`: gradients and targets of its tokens are '
-    'taken at the state at its start. It or projection_chunk_size must divide '
-    'the other.',
-    unit='tokens',
-    minimum=1,
-  ),
-  'model.titans.projection_chunk_size': Field(
-    64,
-    'The same for the memories that generate k, v, eta, alpha (and q).',
-    unit='tokens',
-    minimum=1,
-  ),
-  'model.titans.hidden_multiple': Field(
-    1,
-    "Hidden width of a memory as a multiple of its head's width; 0 makes every "
-    'memory linear.',
-    minimum=0,
-    maximum=64,
-  ),
-  'model.titans.objective': Field(
-    'l2', 'Objective of the inner learning.', choices=('l2', 'dot')
-  ),
-  'model.titans.retention': Field(
-    True, 'Whether memories forget: a part of rule (A).'
-  ),
-  'model.titans.momentum': Field(
-    True, 'Whether writes have momentum: a part of rule (A).'
-  ),
-  'model.titans.erase': Field(
-    True, 'Whether a write erases along its key: a part of rule (A).'
-  ),
-  'model.titans.anchor': Field(
-    'initial',
-    "What retention and erase pull towards: 'initial' (the learned initial "
-    "state) or 'zero' (Eq. 88 to the letter).",
-    choices=('initial', 'zero'),
-  ),
-  'model.titans.read': Field(
-    'token',
-    "State that a read sees: 'token' (before its token) or 'chunk' (at the "
-    'start of its chunk).',
-    choices=('token', 'chunk'),
-  ),
-  'model.titans.self_modifying': Field(
-    True,
-    'Whether the k, v, eta and alpha memories learn within the sequence.',
-  ),
-  'model.titans.self_target': Field(
-    True,
-    'Whether the targets are self-generated, M(v) (Eq. 84), or v itself.',
-  ),
-  'model.titans.target_max': Field(
-    2.0,
-    'Largest norm of a self-generated target. None: no bound.',
-    optional=True,
-    above=0,
-  ),
-  'model.titans.error_max': Field(
-    2.0,
-    "Largest norm of a layer's error in a memory. None: no bound.",
-    optional=True,
-    above=0,
-  ),
-  'model.titans.q_memory': Field(
-    False, 'Whether q is a memory too, rather than a slow projection.'
-  ),
-  'model.titans.mix': Field(
-    'dense',
-    "'dense': slow projections mix the whole width into each head before the "
-    "memories; 'none': a head sees its slice of the width.",
-    choices=('dense', 'none'),
-  ),
-  'model.titans.eta_max': Field(
-    None,
-    "Upper bound of the inner learning rate eta. None: the layer's default. 0 "
-    'switches inner learning off.',
-    of=float,
-    optional=True,
-    minimum=0,
-  ),
-  'model.titans.conv_width': Field(
-    4,
-    'Tokens that the causal depthwise convolution sees.',
-    unit='tokens',
-    minimum=1,
-    maximum=2**12,
-  ),
+  **_of('model.titans', TitansOptions),
   'model.titans.kernel': Field(
     'xla',
     "What runs the memories over whole chunks: 'xla', or 'pallas', one kernel "
@@ -167,47 +88,8 @@ FIELDS: dict[str, Field] = {
     choices=KERNELS,
   ),
   # --------------------------------------------------- model.attention and cms
-  'model.attention.max_context': Field(
-    None,
-    'Longest context that decoding keeps. None: data.seq_len.',
-    of=int,
-    unit='tokens',
-    optional=True,
-    minimum=1,
-    maximum=2**24,
-  ),
-  'model.cms.mode': Field(
-    'outer',
-    "'outer': blocks are parameters, level l updated every periods[l] training "
-    "steps. 'in_context': blocks are fast weights, level l updated every "
-    'periods[l] tokens.',
-    choices=('outer', 'in_context'),
-  ),
-  'model.cms.variant': Field(
-    'sequential',
-    "'sequential' (Eq. 70, 73) or 'independent' (Eq. 74).",
-    choices=('sequential', 'independent'),
-  ),
-  'model.cms.periods': Field(
-    (1, 1, 1, 1),
-    'One period per level, fastest first.',
-    unit='training steps or tokens, by mode',
-    minimum=1,
-  ),
-  'model.cms.hidden_multiple': Field(
-    None,
-    "Hidden width of a level as a multiple of the model's width. None: 1, or "
-    "17/16 beside attention, which has no memories' parameters.",
-    of=float,
-    optional=True,
-    above=0,
-    maximum=256,
-  ),
-  'model.cms.objective': Field(
-    'l2',
-    "Objective of the inner learning of 'in_context' levels.",
-    choices=('l2', 'dot'),
-  ),
+  **_of('model.attention', AttentionOptions),
+  **_of('model.cms', CMSOptions),
   # -------------------------------------------------------------------- data
   'data.source': Field(
     'stdlib',

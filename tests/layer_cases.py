@@ -48,9 +48,16 @@ def randomize(module, dtype, seed=1):
   return module
 
 
-def titans(width=8, heads=2, dtype=jnp.float32, seed=0, **options):
+def titans(
+  width=8, heads=2, dtype=jnp.float32, seed=0, kernel='xla', **options
+):
   layer = SelfReferentialTitans(
-    width, heads, TitansOptions(**options), dtype=dtype, rngs=nnx.Rngs(seed)
+    width,
+    heads,
+    TitansOptions(**options),
+    dtype=dtype,
+    kernel=kernel,
+    rngs=nnx.Rngs(seed),
   )
   return randomize(layer, dtype)
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from hope import config as config_lib
+from hope.feedforward.cms import CMSOptions
+from hope.mixers.attention import AttentionOptions
 from hope.mixers.titans import TitansOptions
 from hope.model import PRESETS, Hope
 from hope.settings import FIELDS
@@ -78,8 +80,12 @@ def test_presets_give_the_sizes_left_at_none():
 
 
 def test_options_of_the_layer_are_those_of_the_configuration():
-  given = config_lib.base_config().model.titans.to_dict()
-  assert given == dataclasses.asdict(TitansOptions())
+  model = config_lib.base_config().model
+  assert dataclasses.asdict(AttentionOptions()) == model.attention.to_dict()
+  assert dataclasses.asdict(CMSOptions()) == model.cms.to_dict()
+  titans = model.titans.to_dict()
+  del titans['kernel']
+  assert dataclasses.asdict(TitansOptions()) == titans
 
 
 # ----------------------------------------------------------------------- types

@@ -324,7 +324,11 @@ devices = topologies.get_topology_desc(
 mesh = Mesh(np.array(devices), ('data',), axis_types=(AxisType.Auto,))
 layer = nnx.eval_shape(
   lambda: SelfReferentialTitans(
-    2 * width, 2, TitansOptions(kernel='pallas', **options), rngs=nnx.Rngs(0)
+    2 * width,
+    2,
+    TitansOptions(**options),
+    kernel='pallas',
+    rngs=nnx.Rngs(0),
   )
 )
 graph, params = nnx.split(layer)

@@ -15,16 +15,54 @@ v = W_v x / |W_v x|; eta and alpha are slow gates per token. eta is at most
 1 / (chunk d), since |k|^2 = d and gradients are frozen over the chunk.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from hope.fields import field
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, mlp, stream
 from hope.parallel import placement
+
+
+@dataclasses.dataclass(frozen=True)
+class CMSOptions:
+  """Options of the levels."""
+
+  mode: str = field(
+    'outer',
+    "'outer': blocks are parameters, level l updated every periods[l] training "
+    "steps. 'in_context': blocks are fast weights, level l updated every "
+    'periods[l] tokens.',
+    choices=('outer', 'in_context'),
+  )
+  variant: str = field(
+    'sequential',
+    "'sequential' (Eq. 70, 73) or 'independent' (Eq. 74).",
+    choices=('sequential', 'independent'),
+  )
+  periods: tuple[int, ...] = field(
+    (1, 1, 1, 1),
+    'One period per level, fastest first.',
+    unit='training steps or tokens, by mode',
+    minimum=1,
+  )
+  hidden_multiple: float | None = field(
+    None,
+    "Hidden width of a level as a multiple of the model's width. None: 1, or "
+    "17/16 beside attention, which has no memories' parameters.",
+    above=0,
+    maximum=256,
+  )
+  objective: str = field(
+    'l2',
+    "Objective of the inner learning of 'in_context' levels.",
+    choices=('l2', 'dot'),
+  )
 
 
 class LevelState(NamedTuple):
@@ -44,7 +82,12 @@ class OuterLevel(nnx.Module):
   """A block whose weights move only between training steps."""
 
   def __init__(
-    self, width: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    self,
+    width: int,
+    hidden: int,
+    *,
+    dtype: jax.typing.DTypeLike,
+    rngs: nnx.Rngs,
   ):
     self.norm = RMSNorm(width)
     dense = lambda i, o: nnx.Linear(
@@ -79,7 +122,7 @@ class InContextLevel(nnx.Module):
     *,
     period: int,
     objective: str,
-    dtype: jnp.dtype,
+    dtype: jax.typing.DTypeLike,
     rngs: nnx.Rngs,
   ):
     self.period, self.objective, self.dtype = period, objective, dtype
@@ -180,27 +223,37 @@ class ContinuumMemory(nnx.Module):
   def __init__(
     self,
     width: int,
-    hidden: int,
+    options: CMSOptions,
     *,
-    mode: str,
-    variant: str,
-    periods: tuple[int, ...],
-    objective: str,
-    dtype: jnp.dtype,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
-    self.variant, self.num_levels = variant, len(periods)
-    if variant == 'independent':
-      self.mix = nnx.Param(jnp.zeros(len(periods)))
-    for j, period in enumerate(periods):
-      if mode == 'outer':
+    """Builds the levels.
+
+    Args:
+      width: of the residual stream.
+      options: of the levels, hidden_multiple filled in.
+      dtype: of matmul operands.
+      rngs: for parameters.
+
+    Raises:
+      ValueError: if hidden_multiple is None.
+    """
+    if options.hidden_multiple is None:
+      raise ValueError('hidden_multiple=None: how wide shall a level be?')
+    hidden = int(width * options.hidden_multiple)
+    self.variant, self.num_levels = options.variant, len(options.periods)
+    if options.variant == 'independent':
+      self.mix = nnx.Param(jnp.zeros(len(options.periods)))
+    for j, period in enumerate(options.periods):
+      if options.mode == 'outer':
         level = OuterLevel(width, hidden, dtype=dtype, rngs=rngs)
       else:
         level = InContextLevel(
           width,
           hidden,
           period=period,
-          objective=objective,
+          objective=options.objective,
           dtype=dtype,
           rngs=rngs,
         )

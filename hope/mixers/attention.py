@@ -1,15 +1,30 @@
 """Causal softmax attention with rotary positions, for Hope-Attention."""
 
+import dataclasses
 from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from hope.fields import field
 from hope.layers.precision import at_least_float32
 from hope.memory import finite
 from hope.memory.segments import since_start
 from hope.parallel import placement
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionOptions:
+  """Options of the layer."""
+
+  max_context: int | None = field(
+    None,
+    'Longest context that decoding keeps. None: data.seq_len.',
+    unit='tokens',
+    minimum=1,
+    maximum=2**24,
+  )
 
 
 class AttentionState(NamedTuple):
@@ -47,12 +62,26 @@ class CausalAttention(nnx.Module):
     self,
     width: int,
     num_heads: int,
-    max_context: int,
+    options: AttentionOptions,
     *,
     dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
-    self.num_heads, self.max_context = num_heads, max_context
+    """Builds the layer.
+
+    Args:
+      width: of the residual stream.
+      num_heads: divides the width into heads of even width.
+      options: of the layer, max_context filled in.
+      dtype: of matmul operands.
+      rngs: for parameters.
+
+    Raises:
+      ValueError: if max_context is None.
+    """
+    if options.max_context is None:
+      raise ValueError('max_context=None: how long a context shall be kept?')
+    self.num_heads, self.max_context = num_heads, options.max_context
     dense = lambda o: nnx.Linear(
       width, o, use_bias=False, dtype=dtype, rngs=rngs
     )

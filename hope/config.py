@@ -194,10 +194,10 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
     )
   if model.mixer == 'titans':
     for field in ('chunk_size', 'projection_chunk_size'):
-      check_kernel(titans.kernel, titans[field])
-    if titans.kernel == 'pallas' and config.data.seq_len % large:
+      check_kernel(config.compute.kernel, titans[field])
+    if config.compute.kernel == 'pallas' and config.data.seq_len % large:
       raise ValueError(
-        f"titans.kernel='pallas' runs whole chunks: data.seq_len="
+        f"compute.kernel='pallas' runs whole chunks: data.seq_len="
         f'{config.data.seq_len} is not a multiple of {large}; try '
         f"{-(-config.data.seq_len // large) * large}, or kernel='xla'."
       )

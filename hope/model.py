@@ -34,14 +34,12 @@ class Block(nnx.Module):
     model, dtype = config.model, jnp.dtype(config.model.dtype)
     self.norm = RMSNorm(model.width)
     if model.mixer == 'titans':
-      titans = model.titans.to_dict()
-      kernel = titans.pop('kernel')
       self.mixer = SelfReferentialTitans(
         model.width,
         model.num_heads,
-        TitansOptions(**titans),
+        TitansOptions(**model.titans.to_dict()),
         dtype=dtype,
-        kernel=kernel,
+        kernel=config.compute.kernel,
         rngs=rngs,
       )
     else:
@@ -77,7 +75,8 @@ class Hope(nnx.Module):
   def __init__(self, config: ml_collections.ConfigDict, *, rngs: nnx.Rngs):
     """Builds the model of a resolved configuration (`hope.config.resolve`)."""
     model = config.model
-    self.remat, self.dtype = model.remat, jnp.dtype(model.dtype)
+    self.remat = config.compute.remat
+    self.dtype = jnp.dtype(model.dtype)
     self.embed = nnx.Embed(
       model.vocab_size,
       model.width,

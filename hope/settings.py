@@ -74,13 +74,13 @@ FIELDS: dict[str, Field] = {
     'whatever it says.',
     choices=('float32', 'bfloat16'),
   ),
-  'model.remat': Field(
+  'compute.remat': Field(
     True,
     'Recompute each block in the backward pass instead of keeping its values.',
   ),
   # ------------------------------------------------------------ model.titans
   **_of('model.titans', TitansOptions),
-  'model.titans.kernel': Field(
+  'compute.kernel': Field(
     'xla',
     "What runs the memories over whole chunks: 'xla', or 'pallas', one kernel "
     "that keeps their state in a TPU's VMEM (interpreted, slowly, on a CPU). "
@@ -96,7 +96,7 @@ FIELDS: dict[str, Field] = {
     "'stdlib' (sources and documentation of the running Python), 'text:GLOB', "
     "'tfds:NAME[:SPLIT]' or 'synthetic:TASK' (mqar, copy, symbols).",
   ),
-  'data.tfds_dir': Field(
+  'reading.tfds_dir': Field(
     None,
     "Folder of prepared TFDS data. None: TFDS' default.",
     of=str,
@@ -130,7 +130,7 @@ FIELDS: dict[str, Field] = {
     above=0,
     below=1,
   ),
-  'data.read_ahead': Field(
+  'reading.ahead': Field(
     0,
     'Batches that a thread reads ahead; 0 reads when they are needed.',
     unit='batches',
@@ -205,32 +205,30 @@ FIELDS: dict[str, Field] = {
     'Micro-batches whose gradients are averaged into one update.',
     minimum=1,
   ),
-  'train.log_every': Field(
-    10, 'Interval of log lines.', unit='updates', minimum=1
-  ),
-  'train.eval_every': Field(
+  'log.every': Field(10, 'Interval of log lines.', unit='updates', minimum=1),
+  'evals.every': Field(
     100, 'Interval of evaluations.', unit='updates', minimum=1
   ),
-  'train.checkpoint_every': Field(
+  'checkpoint.every': Field(
     50, 'Interval of checkpoints.', unit='updates', minimum=1
   ),
-  'train.keep': Field(3, 'Newest checkpoints kept.', minimum=1),
-  'train.keep_every': Field(
+  'checkpoint.keep': Field(3, 'Newest checkpoints kept.', minimum=1),
+  'checkpoint.keep_every': Field(
     0,
     'Also keep checkpoints at multiples of this step (0: off).',
     unit='updates',
     minimum=0,
   ),
-  'train.keep_best': Field(
+  'checkpoint.keep_best': Field(
     0,
     'Also keep so many checkpoints of the lowest held-out loss, where it was '
     'evaluated at their step.',
     minimum=0,
   ),
-  'train.eval_batches': Field(
+  'evals.batches': Field(
     16, 'Batches of one evaluation.', minimum=1, maximum=2**20
   ),
-  'train.watchdog': Field(
+  'processes.watchdog': Field(
     100,
     'Processes that are silent for longer end a run of several; 0: never.',
     unit='seconds',

@@ -102,7 +102,7 @@ def home(tmp_path_factory):
     'data.seq_len': 16,
     'data.batch_size': 4,
     'data.heldout_fraction': 0.2,
-    'train.eval_batches': 1,
+    'evals.batches': 1,
     'train.steps': 30,
     'mesh.data': 1,
   }

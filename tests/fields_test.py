@@ -53,7 +53,7 @@ def test_a_number_is_finite(path, value):
     ('model.cms.hidden_multiple', 0.001, r'no hidden unit; give at least 0.0'),
     ('model.attention.max_context', -5, '=-5 must be at least 1'),
     ('model.titans.conv_width', 10**30, 'must be at most 4,096'),
-    ('model.remat', 1, '=1 must be true or false'),
+    ('compute.remat', 1, '=1 must be true or false'),
     ('train.steps', True, '=True must be a whole number'),
     ('train.steps', np.int64(3), r'=np.int64\(3\) must be a whole number'),
     ('train.steps', 2**31, 'must be at most 2,147,483,647'),

@@ -84,7 +84,7 @@ def small_config(**fields):
   config = config_lib.base_config()
   config.model.width, config.model.num_heads = 16, 2
   config.model.num_layers = 2
-  config.model.remat = False
+  config.compute.remat = False
   config.update_from_flattened_dict(fields)
   return config_lib.resolve(config, 64)
 

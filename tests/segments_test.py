@@ -215,7 +215,7 @@ def test_chunks_of_several_blocks(anchor, x64, monkeypatch):
     {},
     {'model.titans.anchor': 'zero', 'model.cms.variant': 'independent'},
     {'model.mixer': 'attention'},
-    {'model.cms.mode': 'outer', 'model.remat': True},
+    {'model.cms.mode': 'outer', 'compute.remat': True},
   ],
 )
 def test_rows_of_the_model_are_their_documents(fields, x64):

@@ -285,9 +285,9 @@ class Watchdog:
       self._silent += 1
       if self._silent > self._limit * self._patience:
         print(
-          f'error: nothing has happened for {self._silent} s (train.watchdog='
-          f'{self._limit:g}): a process or a device is stuck. The threads of '
-          f'process {jax.process_index()} are at:',
+          f'error: nothing has happened for {self._silent} s '
+          f'(processes.watchdog={self._limit:g}): a process or a device is '
+          f'stuck. The threads of process {jax.process_index()} are at:',
           file=sys.stderr,
           flush=True,
         )

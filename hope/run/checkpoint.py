@@ -343,8 +343,8 @@ class Checkpointer:
         errno.ENOSPC,
         f'The disk of {self._directory} is full: the newest checkpoint was not '
         'written, earlier ones are intact. Free some space, or lower '
-        'train.keep, and start the same command again; it goes on from the '
-        f'newest intact one. ({_one_line(error)})',
+        'checkpoint.keep, and start the same command again; it goes on from '
+        f'the newest intact one. ({_one_line(error)})',
       ) from None
 
   def _restore(self, step: int, abstract_state: Any) -> Restored:
@@ -432,8 +432,8 @@ def open_checkpoints(
   """
   return Checkpointer(
     epath.Path(workdir) / 'checkpoints',
-    keep=config.train.keep,
-    keep_every=config.train.keep_every,
-    keep_best=config.train.keep_best,
+    keep=config.checkpoint.keep,
+    keep_every=config.checkpoint.keep_every,
+    keep_best=config.checkpoint.keep_best,
     config_fingerprint=workdir_lib.config_fingerprint(config.to_dict()),
   )

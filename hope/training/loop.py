@@ -176,7 +176,7 @@ def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
     steps, tokens_per_step=tokens, start=start, enabled=leader
   )
   watchdog = multihost.Watchdog(
-    config.train.watchdog, enabled=jax.process_count() > 1
+    config.processes.watchdog, enabled=jax.process_count() > 1
   )
 
   with contextlib.ExitStack() as stack:
@@ -206,7 +206,7 @@ def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
       if not metrics.pop('healthy'):
         checkpoints.wait()
         _refuse(files, number, batch, metrics)
-      logged = number % config.train.log_every == 0 or number in (1, steps)
+      logged = number % config.log.every == 0 or number in (1, steps)
       if logged or number == start + 1:
         values = {k: float(v) for k, v in metrics.items()}
         values |= _bits(values['loss'], bytes_per_token)
@@ -224,7 +224,7 @@ def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
         settle()
         pending = None
       stop = terminated(number)
-      if number % config.train.eval_every == 0 or number == steps:
+      if number % config.evals.every == 0 or number == steps:
         settle()
         pending = None
         with progress.pause('evaluation'), watchdog.patient():
@@ -235,7 +235,7 @@ def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
           f'held out at step {number}: '
           + '  '.join(f'{k} {v:.4f}' for k, v in result.items())
         )
-      if number % config.train.checkpoint_every == 0 or number == steps or stop:
+      if number % config.checkpoint.every == 0 or number == steps or stop:
         settle()
         pending = None
         with progress.pause('checkpoint'), watchdog.patient():

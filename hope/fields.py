@@ -10,7 +10,8 @@ A field is stated once, in a frozen dataclass beside what uses it:
 `declared(Options)` reads its `Field`s: default, meaning, type and bounds.
 `Field.check` raises a ValueError of one line that names the field. Whatever the
 bounds say, a number must be finite: no comparison with NaN is true, so a check
-written as `x <= 0` lets it pass.
+written as `x <= 0` lets it pass. Upper bounds are far above any use: what lies
+beyond them would only fail late, or make a machine deaf.
 """
 
 import dataclasses
@@ -26,6 +27,8 @@ from typing import Any
 _LARGEST = {int: 2**31 - 1, float: (2 - 2**-23) * 2.0**127, str: 4096}
 # The least positive float32 that devices do not round to 0.
 _TINY = 2.0**-126
+# Bounds of a seed, of as many bits as jax and NumPy take.
+SEED = {'minimum': 0, 'maximum': 2**32 - 1}
 _KINDS = {
   bool: 'true or false',
   int: 'a whole number',

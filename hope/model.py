@@ -5,13 +5,17 @@ The mixer is self-referential Titans (Hope) or causal attention
 (Hope-Attention).
 """
 
+import dataclasses
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from hope.feedforward.cms import CMSOptions, ContinuumMemory
+from hope.fields import field
 from hope.layers.norm import RMSNorm
+from hope.memory.stream import KERNELS
 from hope.mixers.attention import AttentionOptions, CausalAttention
 from hope.mixers.titans import SelfReferentialTitans, TitansOptions
 from hope.parallel import placement
@@ -25,6 +29,62 @@ PRESETS = {
   '760m': (24, 1536, 16),
   '1.3b': (24, 2048, 16),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+  """Options of the model; those of its parts are sections below it."""
+
+  preset: str = field(
+    'tiny', 'Sizes that fill the fields left at None.', choices=tuple(PRESETS)
+  )
+  mixer: str = field(
+    'titans',
+    "Sequence mixer of every block: 'titans' (Hope) or 'attention' "
+    '(Hope-Attention).',
+    choices=('titans', 'attention'),
+  )
+  num_layers: int | None = field(
+    None, 'Number of blocks. None: from the preset.', minimum=1, maximum=2**12
+  )
+  width: int | None = field(
+    None,
+    'Width of the residual stream. None: from the preset.',
+    minimum=1,
+    maximum=2**17,
+  )
+  num_heads: int | None = field(
+    None, 'Heads of a mixer. None: from the preset.', minimum=1, maximum=2**17
+  )
+  vocab_size: int | None = field(
+    None,
+    "Tokens. None: the vocabulary of the data's tokenizer.",
+    minimum=1,
+    maximum=2**24,
+  )
+  dtype: str = field(
+    'float32',
+    'Type of matmul operands. Parameters and all fast states are float32 '
+    'whatever it says.',
+    choices=('float32', 'bfloat16'),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeOptions:
+  """How the model is computed."""
+
+  remat: bool = field(
+    True,
+    'Recompute each block in the backward pass instead of keeping its values.',
+  )
+  kernel: str = field(
+    'xla',
+    "What runs the memories over whole chunks: 'xla', or 'pallas', one kernel "
+    "that keeps their state in a TPU's VMEM (interpreted, slowly, on a CPU). "
+    "Decoding and prompts that do not fill a chunk are 'xla' with either.",
+    choices=KERNELS,
+  )
 
 
 class Block(nnx.Module):

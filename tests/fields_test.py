@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from hope import config as config_lib
+from hope.config import FIELDS
 from hope.fields import Field, declared, field
-from hope.settings import FIELDS
 
 NUMBERS = [path for path, known in FIELDS.items() if known.kind is float]
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from hope import config as config_lib
+from hope.config import FIELDS
 from hope.feedforward.cms import CMSOptions
 from hope.mixers.attention import AttentionOptions
 from hope.mixers.titans import TitansOptions
 from hope.model import PRESETS, Hope
-from hope.settings import FIELDS
 
 # Nearly all of the time is compilation.
 jit = functools.partial(

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import pytest
 
 from hope import config as config_lib
+from hope.config import FIELDS
 from hope.run import checkpoint, mirror, workdir
-from hope.settings import FIELDS
 
 
 def test_workdir_below_a_file(tmp_path):

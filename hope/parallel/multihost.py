@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import errno
 import faulthandler
 import functools
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from hope import errors, signals
+from hope.fields import field
 
 # Exit codes of a process; launchers start again after the last three.
 DONE = 0
@@ -240,6 +242,18 @@ def termination() -> Iterator[Callable[[int], bool]]:
     yield stop
   finally:
     signals.save_first(None)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessesOptions:
+  """How the processes of a run watch each other."""
+
+  watchdog: int = field(
+    100,
+    'Processes that are silent for longer end a run of several; 0: never.',
+    unit='seconds',
+    minimum=0,
+  )
 
 
 class Watchdog:

@@ -345,13 +345,13 @@ def main(values: flags.FlagValues) -> None:
   command_line.check_output(values.json)
   import jax
 
-  from hope.config import check, resolve
+  from hope.config import resolve
 
   if values.fast:
     jax.config.update('jax_optimization_level', 'O0')
   config, found = values.config, {}
-  vocab_size = check(config).model.vocab_size or _VOCAB_SIZE
-  resolved = resolve(config, vocab_size)
+  resolved = resolve(config)
+  resolved = resolve(config, resolved.model.vocab_size or _VOCAB_SIZE)
   chip, devices = open_topology(values.topology, values.gpu_target)
   if values.search:
     result, found = search(config, devices, chip, values.tries, values.spare)

@@ -132,13 +132,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
     NonFiniteLossError: naming the step.
     OSError: if the workdir cannot be written.
   """
-  devices.check_memory(config_lib.check(config))
+  resolved = config_lib.resolve(config)
+  devices.check_memory(resolved)
   with Mirror(workdir) as files:
-    return _run(config, files)
+    return _run(resolved, files)
 
 
-def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
-  """Does what `run` says, in files that are this run's alone."""
+def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
+  """Does what `run` says of a resolved configuration, in files of its own."""
   folder = files.local
   mesh = mesh_lib.make_mesh(config)
   rows = mesh_lib.rows(mesh, config.data.batch_size)

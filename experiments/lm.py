@@ -42,14 +42,15 @@ def get_config(arg: str = ''):
   model.pattern = f'{args.mixer}+cms'
   model.vocab_size = 32_000
   # On TPUs; elsewhere it is interpreted, and 'xla' is the one to take.
-  model.titans.kernel = 'pallas'
+  config.compute.kernel = 'pallas'
   data.source, data.tokenizer = args.source, 'bpe-train:32000'
   data.seq_len, data.batch_size = args.seq_len, args.tokens // args.seq_len
-  data.read_ahead = 4
+  config.reading.ahead = 4
   optimizer = config.optimizer
   optimizer.learning_rate, optimizer.warmup_steps = 4e-4, 1000
   train.steps = round(BUDGET.get(args.size, 30e9) / args.tokens)
-  train.log_every, train.eval_every, train.checkpoint_every = 10, 1000, 500
+  config.log.every, config.evals.every = 10, 1000
+  config.checkpoint.every = 500
   config.mesh.fsdp, config.mesh.seq = args.fsdp, args.seq
   config.mesh.tensor = args.tensor
   if args.data:

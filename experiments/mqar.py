@@ -24,13 +24,13 @@ def get_config(arg: str = ''):
   model = config.model
   model.num_layers, model.width, model.num_heads = 2, 64, 1
   model.titans.chunk_size = model.titans.projection_chunk_size = 16
-  model.remat = False
+  config.compute.remat = False
   if not args.memory:
     model.titans.eta_max = 0.0
   config.optimizer.warmup_steps = 50
   config.optimizer.weight_decay = 0.0
   config.train.steps = 500
-  config.train.log_every = 20
-  config.train.eval_every = 100
-  config.train.checkpoint_every = 100
+  config.log.every = 20
+  config.evals.every = 100
+  config.checkpoint.every = 100
   return config

@@ -121,11 +121,11 @@ def lm(steps: int, seq_len: int = 128, batch_size: int = 8) -> Task:
   """Sequences of bytes of this Python's sources, enough for `steps`."""
   config = base_config()
   config.model.num_layers, config.model.width = 2, 64
-  config.model.remat = False
+  config.compute.remat = False
   config.model.titans.chunk_size = 16
   config.model.titans.projection_chunk_size = 16
   config.data.seq_len, config.data.batch_size = seq_len, batch_size
-  config.train.eval_batches = 16
+  config.evals.batches = 16
   data = data_lib.open_data(config)
   config = resolve(config, data.vocab_size)
   stream = iter(data.train_iterator())

@@ -75,7 +75,7 @@ def make_config(folder: pathlib.Path, length: int, segments: bool, seed: int):
   config = base_config()
   config.seed = seed
   config.model.num_layers, config.model.width = 2, 64
-  config.model.remat = False
+  config.compute.remat = False
   config.model.titans.chunk_size = 16
   config.model.titans.projection_chunk_size = 16
   config.data.source = f'text:{folder}/*/*.py'

@@ -12,7 +12,7 @@ def get_config():
   """Hope 'tiny' (1.1M parameters) on the running Python's standard library."""
   config = base_config()
   config.model.preset = 'tiny'
-  config.model.remat = False
+  config.compute.remat = False
   config.model.titans.chunk_size = 16
   config.model.titans.projection_chunk_size = 16
   config.data.seq_len = 256
@@ -20,9 +20,9 @@ def get_config():
   config.optimizer.name = 'm3'
   config.optimizer.learning_rate = 0.02
   config.train.steps = 360
-  config.train.log_every = 10
-  config.train.eval_every = 180
-  config.train.eval_batches = 32
-  config.train.checkpoint_every = 90
+  config.log.every = 10
+  config.evals.every = 180
+  config.evals.batches = 32
+  config.checkpoint.every = 90
   config.lock()
   return config

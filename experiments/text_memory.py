@@ -17,7 +17,7 @@ def get_config(arg: str = ''):
   args = parse_arg(arg, memory=True, seed=0, steps=240)
   config = base_config()
   config.seed = args.seed
-  config.model.remat = False
+  config.compute.remat = False
   config.data.seq_len = 512
   config.data.batch_size = 4
   config.optimizer.learning_rate = 6e-3
@@ -26,6 +26,6 @@ def get_config(arg: str = ''):
   if not args.memory:
     config.model.titans.eta_max = 0.0
   config.train.steps = args.steps
-  config.train.eval_every = args.steps
-  config.train.eval_batches = 32
+  config.evals.every = args.steps
+  config.evals.batches = 32
   return config

@@ -17,7 +17,7 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   args = parse_arg(arg, num_layers=4, seq_len=512, batch_size=4)
   config = base_config()
   config.model.num_layers = args.num_layers
-  config.model.remat = False
+  config.compute.remat = False
   config.model.width = 256
   config.model.num_heads = 4
   config.model.titans.hidden_multiple = 1

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 import ml_collections
 
 from hope.feedforward import FEEDFORWARD
-from hope.fields import nearest
+from hope.fields import declared, nearest
 from hope.mixers import MIXERS
 from hope.parts import Divided, Leaf, Part, Sizes
 
@@ -56,7 +56,7 @@ def sizes(config: Config) -> Sizes:
     num_heads=model.num_heads,
     seq_len=config.data.seq_len,
     dtype=jnp.dtype(model.dtype),
-    kernel=model.titans.kernel,
+    kernel=config.compute.kernel,
   )
 
 
@@ -124,9 +124,12 @@ def _chosen(
         f'has {", ".join(options)}.{nearest(keyword.arg, options)}'
       )
     try:
-      options[keyword.arg] = ast.literal_eval(keyword.value)
+      value = ast.literal_eval(keyword.value)
     except ValueError:
       raise _unreadable(text) from None
+    stated = declared(part.options)[keyword.arg]
+    place = f'model.pattern: {keyword.arg} of {name.id}'
+    options[keyword.arg] = stated.check(place, value)
   return Chosen(name.id, part, part.options(**options))
 
 

@@ -2,22 +2,70 @@
 
 An experiment file (`experiments/*.py`) defines `get_config(arg='')`, which
 starts from `base_config()`, changes what it needs and returns the result. The
-fields are in `hope.settings`. They can be overridden on the command line:
+fields of a section are stated in a dataclass beside what uses them; SECTIONS
+names these. `python -m hope.main --config=FILE --help-config` prints them all.
+They can be overridden on the command line:
 
   python -m hope.main --config=experiments/smoke.py --config.train.steps=50
 """
 
+import dataclasses
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
 from hope import blocks
-from hope.fields import Field, nearest, shown
-from hope.model import PRESETS
-from hope.optimizer import parse_options
-from hope.parallel.mesh import check_sizes
-from hope.settings import FIELDS
+from hope.data.options import DataOptions, ReadingOptions, TaskOptions
+from hope.data.packing import alignment
+from hope.evaluation.options import EvalsOptions
+from hope.feedforward import FEEDFORWARD
+from hope.fields import SEED, Field, declared, field, nearest, shown
+from hope.mixers import MIXERS
+from hope.model import PRESETS, ComputeOptions, ModelOptions
+from hope.optimizer import OptimizerOptions, TrainOptions, parse_options
+from hope.parallel.mesh import MeshOptions, check_sizes
+from hope.parallel.multihost import ProcessesOptions
+from hope.run.checkpoint import CheckpointOptions
+from hope.run.metrics import LogOptions
+from hope.sampling import SampleOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+  """Options of no section."""
+
+  seed: int = field(
+    0, 'Seed of parameters, of data order and of sampling.', **SEED
+  )
+
+
+# The dataclass of every section; '' is the configuration itself. Those that say
+# how a run is computed, not what, are named in `hope.run.workdir.HOW`.
+SECTIONS: dict[str, type] = {
+  '': RunOptions,
+  'model': ModelOptions,
+  **{f'model.{name}': part.options for name, part in MIXERS.items()},
+  **{f'model.{name}': part.options for name, part in FEEDFORWARD.items()},
+  'data': DataOptions,
+  'data.task': TaskOptions,
+  'optimizer': OptimizerOptions,
+  'train': TrainOptions,
+  'compute': ComputeOptions,
+  'mesh': MeshOptions,
+  'processes': ProcessesOptions,
+  'reading': ReadingOptions,
+  'checkpoint': CheckpointOptions,
+  'log': LogOptions,
+  'evals': EvalsOptions,
+  'sample': SampleOptions,
+}
+# Every field by its path, as 'train.steps'.
+FIELDS: dict[str, Field] = {
+  f'{section}.{name}'.removeprefix('.'): stated
+  for section, options in SECTIONS.items()
+  for name, stated in declared(options).items()
+}
 
 
 def base_config() -> ml_collections.ConfigDict:
@@ -26,17 +74,17 @@ def base_config() -> ml_collections.ConfigDict:
   A field that may be None is a typed placeholder.
   """
   config = ml_collections.ConfigDict()
-  for path, field in FIELDS.items():
+  for path, stated in FIELDS.items():
     *sections, name = path.split('.')
     section = config
     for part in sections:
       if part not in section:
         section[part] = ml_collections.ConfigDict()
       section = section[part]
-    if field.optional:
-      section[name] = config_dict.placeholder(field.kind)
-    if field.default is not None:
-      section[name] = field.default
+    if stated.optional:
+      section[name] = config_dict.placeholder(stated.kind)
+    if stated.default is not None:
+      section[name] = stated.default
   config.lock()
   return config
 
@@ -57,7 +105,7 @@ def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
     name: x if isinstance(x, Field) else Field(x, '')
     for name, x in defaults.items()
   }
-  values = {name: field.default for name, field in allowed.items()}
+  values = {name: stated.default for name, stated in allowed.items()}
   for pair in filter(None, arg.split(',')):
     name, _, text = pair.partition('=')
     if name not in allowed:
@@ -118,14 +166,18 @@ def _flat(config, prefix: str = '') -> dict[str, Any]:
   return found
 
 
-def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Checks every field, alone and together, without the data.
+def resolve(
+  config: ml_collections.ConfigDict, vocab_size: int | None = None
+) -> ml_collections.FrozenConfigDict:
+  """Checks every field, alone and together, and fills those left at None.
+
+  What everything else receives, first of all `make_mesh` and `open_data`. The
+  data's tokenizer is known only then: `resolve(config, data.vocab_size)` fills
+  in the last field.
 
   Args:
-    config: from an experiment file.
-
-  Returns:
-    A copy whose fields are filled, but for the size of the vocabulary.
+    config: from an experiment file, or resolved.
+    vocab_size: of the data's tokenizer. None: model.vocab_size stays as it is.
 
   Raises:
     ValueError: naming the field, what was given, what is allowed.
@@ -140,31 +192,13 @@ def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   for name, value in zip(sizes, PRESETS[model.preset], strict=True):
     if model[name] is None:
       model[name] = value
-  if model.attention.max_context is None:
-    model.attention.max_context = config.data.seq_len
   _check_together(config)
-  return config
-
-
-def resolve(
-  config: ml_collections.ConfigDict, vocab_size: int
-) -> ml_collections.FrozenConfigDict:
-  """Fills the fields left at None and checks every field.
-
-  Args:
-    config: from an experiment file.
-    vocab_size: of the data's tokenizer.
-
-  Raises:
-    ValueError: naming the field, what was given, what is allowed.
-  """
-  config = check(config)
-  if config.model.vocab_size is None:
-    config.model.vocab_size = vocab_size
-  elif config.model.vocab_size < vocab_size:
+  if model.vocab_size is None and vocab_size is not None:
+    model.vocab_size = vocab_size
+  if model.vocab_size is not None and model.vocab_size < (vocab_size or 0):
     raise ValueError(
-      f'model.vocab_size={config.model.vocab_size} is below the {vocab_size} '
-      'tokens of the tokenizer; leave it at None.'
+      f'model.vocab_size={model.vocab_size} is below the {vocab_size} tokens '
+      'of the tokenizer; leave it at None.'
     )
   return ml_collections.FrozenConfigDict(config)
 
@@ -195,11 +229,6 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
       f'between 0 and train.steps={config.train.steps}.'
     )
   if config.data.segments:
-    from hope.data.packing import alignment  # grain is slow to import
-
     alignment(config)
   check_sizes(config, blocks.divided(config))
-  o = config.optimizer
-  for argument, value in parse_options(o.name, o.options).items():
-    if (path := f'optimizer.{argument}') in FIELDS:
-      FIELDS[path].check(f'optimizer.options: {argument}', value)
+  parse_options(config.optimizer.name, config.optimizer.options)

@@ -1,15 +1,25 @@
 """Fields of a configuration: what each may be, checked in one way.
 
-A `Field` states a field once: its default, its meaning, its type and its
-bounds. `check` raises a ValueError of one line that names the field. Whatever
-the bounds say, a number must be finite: no comparison with NaN is true, so a
-check written as `x <= 0` lets it pass.
+A field is stated once, in a frozen dataclass beside what uses it:
+
+  @dataclasses.dataclass(frozen=True)
+  class Options:
+    chunk_size: int = field(64, 'Tokens of a chunk.', minimum=1)
+    eta_max: float | None = field(None, "None: the layer's.", minimum=0)
+
+`declared(Options)` reads its `Field`s: default, meaning, type and bounds.
+`Field.check` raises a ValueError of one line that names the field. Whatever the
+bounds say, a number must be finite: no comparison with NaN is true, so a check
+written as `x <= 0` lets it pass. Upper bounds are far above any use: what lies
+beyond them would only fail late, or make a machine deaf.
 """
 
 import dataclasses
 import difflib
 import math
 import struct
+import types
+import typing
 from typing import Any
 
 # The largest numbers that a step, a size or a parameter can hold: int32 and
@@ -17,6 +27,8 @@ from typing import Any
 _LARGEST = {int: 2**31 - 1, float: (2 - 2**-23) * 2.0**127, str: 4096}
 # The least positive float32 that devices do not round to 0.
 _TINY = 2.0**-126
+# Bounds of a seed, of as many bits as jax and NumPy take.
+SEED = {'minimum': 0, 'maximum': 2**32 - 1}
 _KINDS = {
   bool: 'true or false',
   int: 'a whole number',
@@ -163,6 +175,40 @@ class Field:
     if not -largest <= used <= most:
       most = f'{most:,}' if self.kind is not float else f'{most:g}'
       raise ValueError(f'{given} must be at most {most}.')
+
+
+def field(default: Any, doc: str, **bounds: Any) -> Any:
+  """A field of a frozen dataclass of options, whose type its annotation says.
+
+  Args:
+    default: its value if none is given.
+    doc: what it means.
+    **bounds: unit, choices, minimum, maximum, above, below, length; see
+      `Field`.
+  """
+  return dataclasses.field(
+    default=default, metadata={'field': Field(default, doc, **bounds)}
+  )
+
+
+def declared(options: type) -> dict[str, Field]:
+  """The fields of a dataclass whose fields are made by `field`, by name."""
+  types_of = typing.get_type_hints(options)
+  found = {}
+  for item in dataclasses.fields(options):
+    kind, optional = _kind(types_of[item.name])
+    found[item.name] = dataclasses.replace(
+      item.metadata['field'], of=kind, optional=optional
+    )
+  return found
+
+
+def _kind(annotation: Any) -> tuple[type, bool]:
+  """The type of a field, and whether it may be None: of `int | None`, both."""
+  optional = isinstance(annotation, types.UnionType)
+  if optional:
+    (annotation,) = set(typing.get_args(annotation)) - {types.NoneType}
+  return typing.get_origin(annotation) or annotation, optional
 
 
 def check_argument(name: str, value: Any, default: Any) -> Any:

@@ -61,10 +61,9 @@ def main(values: flags.FlagValues) -> None:
   try:
     multihost.start(values.distributed, values.distributed_seconds)
     if values.describe:
-      config_lib.check(values.config)
-      data = data_lib.open_data(values.config, values.workdir)
-      config = config_lib.resolve(values.config, data.vocab_size)
-      print(levels.table(config))
+      config = config_lib.resolve(values.config)
+      data = data_lib.open_data(config, values.workdir)
+      print(levels.table(config_lib.resolve(config, data.vocab_size)))
       return
     if not values.workdir:
       raise ValueError('--workdir=DIR is missing: where shall the run be kept?')

@@ -5,6 +5,8 @@ Titans and the levels of the Continuum Memory System ('titans+cms' as
 `model.pattern`), Hope-Attention has causal attention ('attention+cms').
 """
 
+import dataclasses
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,9 @@ import ml_collections
 
 from hope import blocks
 from hope.blocks import BlockSpec
+from hope.fields import field
 from hope.layers.norm import RMSNorm
+from hope.memory.stream import KERNELS
 from hope.parallel import placement
 
 # num_layers, width, num_heads. The paper gives them for 760M (24 layers, width
@@ -24,6 +28,63 @@ PRESETS = {
   '760m': (24, 1536, 16),
   '1.3b': (24, 2048, 16),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+  """Options of the model; those of its parts are sections below it."""
+
+  preset: str = field(
+    'tiny', 'Sizes that fill the fields left at None.', choices=tuple(PRESETS)
+  )
+  pattern: str = field(
+    'titans+cms',
+    "Blocks that repeat through the depth, each 'mixer+feedforward', with "
+    "commas between: 'titans+cms' is Hope, 'attention+cms' Hope-Attention. "
+    "Parentheses hold options that differ from their section's: "
+    "'titans+cms, attention(max_context=128)+cms'.",
+  )
+  num_layers: int | None = field(
+    None, 'Number of blocks. None: from the preset.', minimum=1, maximum=2**12
+  )
+  width: int | None = field(
+    None,
+    'Width of the residual stream. None: from the preset.',
+    minimum=1,
+    maximum=2**17,
+  )
+  num_heads: int | None = field(
+    None, 'Heads of a mixer. None: from the preset.', minimum=1, maximum=2**17
+  )
+  vocab_size: int | None = field(
+    None,
+    "Tokens. None: the vocabulary of the data's tokenizer.",
+    minimum=1,
+    maximum=2**24,
+  )
+  dtype: str = field(
+    'float32',
+    'Type of matmul operands. Parameters and all fast states are float32 '
+    'whatever it says.',
+    choices=('float32', 'bfloat16'),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeOptions:
+  """How the model is computed."""
+
+  remat: bool = field(
+    True,
+    'Recompute each block in the backward pass instead of keeping its values.',
+  )
+  kernel: str = field(
+    'xla',
+    "What runs the memories over whole chunks: 'xla', or 'pallas', one kernel "
+    "that keeps their state in a TPU's VMEM (interpreted, slowly, on a CPU). "
+    "Decoding and prompts that do not fill a chunk are 'xla' with either.",
+    choices=KERNELS,
+  )
 
 
 class Block(nnx.Module):
@@ -72,7 +133,8 @@ class Hope(nnx.Module):
   def __init__(self, config: ml_collections.ConfigDict, *, rngs: nnx.Rngs):
     """Builds the model of a resolved configuration (`hope.config.resolve`)."""
     model = config.model
-    self.remat, self.dtype = model.remat, jnp.dtype(model.dtype)
+    self.remat = config.compute.remat
+    self.dtype = jnp.dtype(model.dtype)
     self.pattern, self.table = blocks.pattern(config), blocks.parameters(config)
     self.embed = nnx.Embed(
       model.vocab_size,

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 import inspect
 from typing import Any
@@ -12,8 +13,8 @@ from jax.sharding import Mesh, PartitionSpec
 import ml_collections
 import optax
 
-from hope import fields
 from hope.blocks import parameters
+from hope.fields import check_argument, declared, field, nearest
 from hope.parts import Leaf, find
 import optimizers
 
@@ -42,6 +43,73 @@ SPLITS = ('head', 'projection', 'whole')
 _SPLIT = ('muon', 'm3')
 # Arguments that this module gives, or that no text can say.
 _GIVEN = ('learning_rate', 'axes', 'weight_dimension_numbers', 'mesh')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+  """Options of the optimizer."""
+
+  name: str = field(
+    'adamw',
+    "The rule. 'muon', 'm3' and 'delta_gradient_descent' are of matrices; "
+    'other parameters take AdamW.',
+    choices=tuple(RULES),
+  )
+  options: str = field('', "Arguments of the rule, as 'period=4,alpha=0.3'.")
+  learning_rate: float = field(
+    3e-3,
+    'Peak learning rate, reached after warmup_steps, then cosine to '
+    'final_fraction of it at train.steps.',
+    above=0,
+  )
+  other_learning_rate: float | None = field(
+    None,
+    'Peak learning rate of parameters that are left to AdamW. None: the same.',
+    above=0,
+  )
+  normalize_updates: bool = field(
+    False,
+    'Scale the updates of each level and rule to a global norm of 1 before the '
+    'learning rate: a control that compares directions alone.',
+  )
+  warmup_steps: int = field(
+    20,
+    'Steps until the learning rate is at its peak; at most train.steps.',
+    unit='updates',
+    minimum=0,
+  )
+  final_fraction: float = field(
+    0.1, 'Last learning rate as a share of the peak.', minimum=0
+  )
+  weight_decay: float = field(
+    0.1,
+    "Of matrices, the embedding and the convolution; 'delta_gradient_descent' "
+    'has its retention instead.',
+    minimum=0,
+  )
+  b1: float = field(0.9, "Decay of AdamW's first moment.", minimum=0, below=1)
+  b2: float = field(0.95, "Decay of AdamW's second moment.", minimum=0, below=1)
+  eps: float = field(
+    1e-8, "Added to the root of AdamW's second moment.", above=0
+  )
+  clip_norm: float = field(
+    1.0, 'Gradients are scaled down to this global norm.', above=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+  """Length of a run, and the parts of an update."""
+
+  steps: int = field(
+    200,
+    'Length of the run. It may change: the learning rate then ends elsewhere.',
+    unit='updates',
+    minimum=1,
+  )
+  accumulate: int = field(
+    1, 'Micro-batches whose gradients are averaged into one update.', minimum=1
+  )
 
 
 def _path(keys) -> tuple[str, ...]:
@@ -121,7 +189,7 @@ def parse_options(name: str, text: str) -> dict[str, Any]:
 
 def _read(name: str, text: str) -> dict[str, Any]:
   """Raises ValueError for a text that names no arguments of the rule."""
-  allowed = defaults(name)
+  allowed, known = defaults(name), declared(OptimizerOptions)
   options = {}
   try:
     # 'a=1, b=(2, 3)' is the argument list of a call.
@@ -139,11 +207,13 @@ def _read(name: str, text: str) -> dict[str, Any]:
     if argument not in allowed:
       raise ValueError(
         f'optimizer.options names {argument!r}, which {name} lacks; it has '
-        f'{", ".join(allowed)}.{fields.nearest(argument, allowed)}'
+        f'{", ".join(allowed)}.{nearest(argument, allowed)}'
       )
-    options[argument] = fields.check_argument(
-      f'optimizer.options: {argument}', value, allowed[argument]
-    )
+    name_in = f'optimizer.options: {argument}'
+    if argument in known:  # as 'b1'
+      options[argument] = known[argument].check(name_in, value)
+    else:
+      options[argument] = check_argument(name_in, value, allowed[argument])
   return options
 
 

@@ -5,6 +5,7 @@ tokens are drawn: two programs serve prompts and texts of every length, and one
 serves short prompts.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope.data.tokenization import Tokenizer
-from hope.settings import FIELDS
+from hope.fields import SEED, Field, declared, field
 
 # Tokens of a prompt that are read at once, and the most that one call draws.
 PIECE = 256
@@ -22,15 +23,40 @@ PIECE = 256
 _COLDEST = float(jnp.finfo(jnp.float32).tiny)
 
 
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+  """The text that is drawn at the end of a run."""
+
+  prompt: str = field(
+    'def ',
+    'Start of the text that is drawn at the end of a run.',
+    maximum=2**17,
+  )
+  tokens: int = field(
+    200,
+    'Length of the text, without its prompt.',
+    unit='tokens',
+    minimum=1,
+    maximum=2**20,
+  )
+  temperature: float = field(
+    0.8, 'Temperature of the softmax; 0 takes the most likely token.', minimum=0
+  )
+  top_k: int = field(
+    40, 'Most likely tokens that one is drawn from; 0: all.', minimum=0
+  )
+
+
 def check_options(
   prompt: str = '', *, tokens: int, temperature: float, top_k: int, seed: int
 ) -> None:
   """Raises ValueError for options of `continue_text` that are out of range."""
-  FIELDS['sample.prompt'].check('prompt', prompt)
-  FIELDS['sample.tokens'].check('tokens', tokens)
-  FIELDS['sample.temperature'].check('temperature', temperature)
-  FIELDS['sample.top_k'].check('top_k', top_k)
-  FIELDS['seed'].check('seed', seed)
+  fields = declared(SampleOptions)
+  fields['prompt'].check('prompt', prompt)
+  fields['tokens'].check('tokens', tokens)
+  fields['temperature'].check('temperature', temperature)
+  fields['top_k'].check('top_k', top_k)
+  Field(0, '', **SEED).check('seed', seed)
 
 
 def sample(

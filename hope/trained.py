@@ -40,7 +40,7 @@ def load(
     check_fields(config)
   except (ValueError, TypeError, AttributeError) as error:
     raise ValueError(f'{path}: {error}') from None
-  config.model.titans.kernel = 'xla'  # the fingerprint is of other fields
+  config.compute.kernel = 'xla'  # the fingerprint is of other fields
   config = ml_collections.FrozenConfigDict(config)
   tokenizer = tokenization.open_tokenizer(config, str(files.local))
   graph, abstract = step_lib.abstract_state(config, one_device())

@@ -23,7 +23,7 @@ def deep_model(**fields):
   """Four layers of width 16 in float64, chunks of 8."""
   config = config_lib.base_config()
   config.model.width, config.model.num_heads = 16, 2
-  config.model.num_layers, config.model.remat = 4, False
+  config.model.num_layers, config.compute.remat = 4, False
   config.model.titans.chunk_size = 8
   config.model.titans.projection_chunk_size = 8
   # The bounds have corners, where finite differences say nothing.

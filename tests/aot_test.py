@@ -60,7 +60,7 @@ def test_too_little_memory_is_one_line(libtpu):
     libtpu,
     '--config=experiments/lm.py:size=760m,tokens=524288,seq_len=32768',
     '--topology=v5e:2x2',
-    '--config.model.remat=false',
+    '--config.compute.remat=false',
     '--config.data.batch_size=64',
     '--fast',
   )

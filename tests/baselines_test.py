@@ -33,7 +33,7 @@ def test_baselines_score_the_raw_bytes(tmp_path, kind, tokenizer):
     batch_size=2,
     tokenizer=tokenizer,
   )
-  config.train.eval_batches = 10**4  # all rows: next to all held-out bytes
+  config.evals.batches = 10**4  # all rows: next to all held-out bytes
   data = open_data(config)
   marks = loop._yardsticks(config, data)
   train = [text for _, text in documents(config, 'train')]

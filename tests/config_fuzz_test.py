@@ -21,9 +21,9 @@ import pytest
 
 from hope import command_line, errors, generate, main, optimizer
 from hope import config as config_lib
+from hope.config import FIELDS
 from hope.parallel import devices
 from hope.profiling import aot, throughput, topologies
-from hope.settings import FIELDS
 from hope.training import loop
 from hope.training import step as step_lib
 
@@ -102,7 +102,7 @@ def home(tmp_path_factory):
     'data.seq_len': 16,
     'data.batch_size': 4,
     'data.heldout_fraction': 0.2,
-    'train.eval_batches': 1,
+    'evals.batches': 1,
     'train.steps': 30,
     'mesh.data': 1,
   }
@@ -225,12 +225,12 @@ def test_every_field(home):
   for number, path in enumerate(FIELDS):
     for value in (*VALUES[number % 7 :: 7], math.nan, (True,), 10**30):
       config = changed(home, path, value)
-      line = refusal(lambda config=config: config_lib.check(config))
+      line = refusal(lambda config=config: config_lib.resolve(config))
       if line is not None:
         check_line(line, path)
       count += 1
     flag = f'--config.{path}={TEXTS[number % len(TEXTS)]}'
-    line = refusal(lambda flag=flag: config_lib.check(small(home, flag)))
+    line = refusal(lambda flag=flag: config_lib.resolve(small(home, flag)))
     if line is not None:
       check_line(line, path)
   assert count > 400
@@ -262,7 +262,7 @@ def test_every_argument_of_an_experiment(experiment):
   for argument in arguments(experiment):
     for text in TEXTS:
       flag = f'--config={path}:{argument}={text}'
-      act = lambda flag=flag: config_lib.check(parsed(main, [flag]).config)
+      act = lambda flag=flag: config_lib.resolve(parsed(main, [flag]).config)
       line = refusal(act)
       if line is not None:
         assert '\n' not in line and len(line) < LONGEST, line

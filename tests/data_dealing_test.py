@@ -26,7 +26,7 @@ def write_corpus(folder, texts, **data):
   config = base_config()
   config.data.source = f'text:{folder}/*.txt'
   config.data.update({'heldout_fraction': 0.3} | data)
-  config.train.eval_batches = 1
+  config.evals.batches = 1
   return config
 
 

@@ -24,7 +24,7 @@ def config(tmp_path):
     batch_size=2,
     tokenizer='bpe-train:300',
   )
-  config.train.eval_batches = 1
+  config.evals.batches = 1
   return config
 
 

@@ -119,7 +119,7 @@ def test_heldout_documents(tmp_path):
 def test_bytes_per_token_are_those_of_the_rows(tmp_path):
   """Some rows of all, so that they begin and end within documents."""
   config = make_config(tmp_path, 60, size=300)
-  config.train.eval_batches = 3
+  config.evals.batches = 3
   data = open_data(config)
   targets = np.concatenate(
     [b['targets'][b['weights'] > 0] for b in data.eval_batches()]

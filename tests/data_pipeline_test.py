@@ -236,7 +236,7 @@ def test_resumption_through_many_saves(tmp_path):
 def test_reading_ahead_changes_nothing(tmp_path):
   config = make_config(tmp_path, 30)
   expected = take(train_iterator(config, ByteTokenizer()), 15)
-  config.data.read_ahead = 3
+  config.reading.ahead = 3
   iterator = train_iterator(config, ByteTokenizer())
   assert_same(take(iterator, 5), expected[:5])
   state = json.dumps(iterator.get_state())
@@ -244,7 +244,7 @@ def test_reading_ahead_changes_nothing(tmp_path):
   iterator.set_state(json.loads(state))
   assert_same(take(iterator, 10), expected[5:])
   iterator.close()
-  config.data.read_ahead = 0
+  config.reading.ahead = 0
   iterator = train_iterator(config, ByteTokenizer())
   iterator.set_state(json.loads(state))
   assert_same(take(iterator, 10), expected[5:])
@@ -279,7 +279,7 @@ def test_state_of_another_setting(tmp_path, change, message):
 def test_moving_the_prepared_data_keeps_the_state(tmp_path):
   config = make_config(tmp_path, 30)
   state = train_iterator(config, ByteTokenizer()).get_state()
-  config.data.tfds_dir = '/elsewhere'
+  config.reading.tfds_dir = '/elsewhere'
   train_iterator(config, ByteTokenizer()).set_state(state)
 
 
@@ -326,7 +326,7 @@ def test_heldout_text_is_the_bytes_of_the_targets(tmp_path, tokenizer):
     path.write_bytes((f'<{i}> caf\xe9 ' * 9).encode('latin-1'))
     if i % 2:
       path.write_text(f'<{i}> \u6f22\u5b57 ' * 9)
-  config.train.eval_batches = 10
+  config.evals.batches = 10
   data = open_data(config)
   joined = b''.join(text for _, text in data.documents('heldout'))
   tokens = np.concatenate(
@@ -365,7 +365,6 @@ def test_open_data_of_the_default_configuration():
   [
     ({'seq_len': 0}, 'data.seq_len=0: give at least 1'),
     ({'batch_size': 0}, 'data.batch_size=0: give at least 1'),
-    ({'read_ahead': -1}, 'data.read_ahead=-1: give 0 or more'),
   ],
 )
 def test_errors(tmp_path, change, message):

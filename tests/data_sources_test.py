@@ -18,9 +18,10 @@ from hope.data import documents, sources, tfds_source
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def make_config(source, **data):
+def make_config(source, tfds_dir=None, **data):
   config = base_config()
   config.data.source = source
+  config.reading.tfds_dir = tfds_dir
   config.data.update(data)
   return config
 
@@ -146,7 +147,8 @@ def test_tfds_needs_no_tensorflow(tfds_dir):
     'from hope.data import open_data\n'
     'config = base_config()\n'
     'config.data.update(source="tfds:local_text", heldout_fraction=0.3,\n'
-    '    batch_size=2, seq_len=8, tfds_dir=sys.argv[1])\n'
+    '    batch_size=2, seq_len=8)\n'
+    'config.reading.tfds_dir = sys.argv[1]\n'
     'batch = next(open_data(config).train_iterator())\n'
     'assert batch["inputs"].shape == (2, 8)\n'
     'assert "tensorflow" not in sys.modules\n'
@@ -254,10 +256,10 @@ def test_damaged_tfds_is_said_in_one_line(
 
 def test_tfds_is_known_by_its_content(tfds_dir, tmp_path):
   config = make_config('tfds:local_text', heldout_fraction=0.3)
-  config.data.tfds_dir = tfds_dir
+  config.reading.tfds_dir = tfds_dir
   before = sources.open_corpus(config).fingerprint
   shutil.copytree(tfds_dir, tmp_path / 'moved')
-  config.data.tfds_dir = str(tmp_path / 'moved')
+  config.reading.tfds_dir = str(tmp_path / 'moved')
   assert sources.open_corpus(config).fingerprint == before
 
   class Other(LocalText, skip_registration=True):
@@ -272,7 +274,7 @@ def test_tfds_is_known_by_its_content(tfds_dir, tmp_path):
 
   folder = tmp_path / 'other'
   Other(data_dir=str(folder), file_format='array_record').download_and_prepare()
-  config.data.tfds_dir = str(folder)
+  config.reading.tfds_dir = str(folder)
   assert sources.open_corpus(config).fingerprint != before
 
 

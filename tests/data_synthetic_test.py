@@ -114,7 +114,7 @@ def test_batches(task):
   assert data.vocab_size == 256
   assert data.bytes_per_token is None
   batches = data.eval_batches()
-  assert len(batches) == config.train.eval_batches
+  assert len(batches) == config.evals.batches
   for batch in (next(data.train_iterator()), batches[0]):
     for key, dtype in (
       ('inputs', np.int32),

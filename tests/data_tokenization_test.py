@@ -244,7 +244,7 @@ def stored(config, tmp_path, model):
   model.save(str(tmp_path / 'stored.json'))
   config.data.tokenizer = f'bpe:{tmp_path}/stored.json'
   config.data.update(seq_len=16, batch_size=2)
-  config.train.eval_batches = 2
+  config.evals.batches = 2
   return config
 
 

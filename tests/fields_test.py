@@ -1,5 +1,6 @@
 """Every field is checked alone: type, finite, bounds, choices."""
 
+import dataclasses
 import json
 import math
 
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 
 from hope import config as config_lib
-from hope.fields import Field
-from hope.settings import FIELDS
+from hope.config import FIELDS
+from hope.fields import Field, declared, field
 
-NUMBERS = [path for path, field in FIELDS.items() if field.kind is float]
+NUMBERS = [path for path, known in FIELDS.items() if known.kind is float]
 
 
 def resolved(path, value):
@@ -27,10 +28,10 @@ def resolved(path, value):
 
 
 def test_every_field_has_a_meaning_and_a_default_that_it_may_have():
-  for path, field in FIELDS.items():
-    assert field.doc, path
-    assert field.kind in (bool, int, float, str, tuple), path
-    field.check(path, field.default)
+  for path, known in FIELDS.items():
+    assert known.doc, path
+    assert known.kind in (bool, int, float, str, tuple), path
+    known.check(path, known.default)
 
 
 @pytest.mark.parametrize('path', NUMBERS)
@@ -52,7 +53,7 @@ def test_a_number_is_finite(path, value):
     ('model.cms.hidden_multiple', 0.001, r'no hidden unit; give at least 0.0'),
     ('model.attention.max_context', -5, '=-5 must be at least 1'),
     ('model.titans.conv_width', 10**30, 'must be at most 4,096'),
-    ('model.remat', 1, '=1 must be true or false'),
+    ('compute.remat', 1, '=1 must be true or false'),
     ('train.steps', True, '=True must be a whole number'),
     ('train.steps', np.int64(3), r'=np.int64\(3\) must be a whole number'),
     ('train.steps', 2**31, 'must be at most 2,147,483,647'),
@@ -143,10 +144,27 @@ def test_an_integer_of_more_digits_than_python_prints():
 
 
 def test_bounds():
-  field = Field(1.0, '', above=0.5, below=2)
+  bounded = Field(1.0, '', above=0.5, below=2)
   for value in (0.5, 2.0, -1.0):
     with pytest.raises(ValueError, match='x=.* must be '):
-      field.check('x', value)
+      bounded.check('x', value)
   with pytest.raises(ValueError, match='x=True must be a number.'):
-    field.check('x', True)
-  field.check('x', 1.9)
+    bounded.check('x', True)
+  bounded.check('x', 1.9)
+
+
+def test_a_field_has_the_type_of_its_annotation():
+  @dataclasses.dataclass(frozen=True)
+  class Options:
+    size: int | None = field(None, 'Size.', minimum=1, unit='tokens')
+    periods: tuple[int, ...] = field((1,), 'Periods.')
+    rate: float = field(0.5, 'Rate.', below=1)
+
+  assert Options(size=3) == Options(3, (1,), 0.5)
+  assert declared(Options) == {
+    'size': Field(
+      None, 'Size.', of=int, optional=True, minimum=1, unit='tokens'
+    ),
+    'periods': Field((1,), 'Periods.', of=tuple),
+    'rate': Field(0.5, 'Rate.', of=float, below=1),
+  }

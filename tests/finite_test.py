@@ -7,8 +7,8 @@ from layer_cases import call, inputs, jit, titans
 import numpy as np
 import pytest
 
-from hope.feedforward.cms import ContinuumMemory
-from hope.mixers.attention import CausalAttention
+from hope.feedforward.cms import CMSOptions, ContinuumMemory
+from hope.mixers.attention import AttentionOptions, CausalAttention
 
 WIDTH, TOKENS, BAD = 8, 21, 13
 
@@ -16,12 +16,7 @@ WIDTH, TOKENS, BAD = 8, 21, 13
 def in_context():
   return ContinuumMemory(
     WIDTH,
-    WIDTH,
-    mode='in_context',
-    variant='sequential',
-    periods=(8, 16),
-    objective='l2',
-    dtype=jnp.float32,
+    CMSOptions(mode='in_context', periods=(8, 16), hidden_multiple=1.0),
     rngs=nnx.Rngs(0),
   )
 
@@ -33,7 +28,9 @@ LAYERS = {
   ),
   'one chunk': lambda: titans(chunk_size=64, projection_chunk_size=64),
   'in context': in_context,
-  'attention': lambda: CausalAttention(WIDTH, 2, 64, rngs=nnx.Rngs(0)),
+  'attention': lambda: CausalAttention(
+    WIDTH, 2, AttentionOptions(64), rngs=nnx.Rngs(0)
+  ),
 }
 
 

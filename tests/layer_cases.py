@@ -48,9 +48,16 @@ def randomize(module, dtype, seed=1):
   return module
 
 
-def titans(width=8, heads=2, dtype=jnp.float32, seed=0, **options):
+def titans(
+  width=8, heads=2, dtype=jnp.float32, seed=0, kernel='xla', **options
+):
   layer = SelfReferentialTitans(
-    width, heads, TitansOptions(**options), dtype=dtype, rngs=nnx.Rngs(seed)
+    width,
+    heads,
+    TitansOptions(**options),
+    dtype=dtype,
+    kernel=kernel,
+    rngs=nnx.Rngs(seed),
   )
   return randomize(layer, dtype)
 
@@ -77,7 +84,7 @@ def small_config(**fields):
   config = config_lib.base_config()
   config.model.width, config.model.num_heads = 16, 2
   config.model.num_layers = 2
-  config.model.remat = False
+  config.compute.remat = False
   config.update_from_flattened_dict(fields)
   return config_lib.resolve(config, 64)
 

@@ -22,7 +22,7 @@ def tiny(**fields):
       'model.pattern': 'attention+cms',
       'model.num_layers': 1,
       'model.width': 8,
-      'model.remat': False,
+      'compute.remat': False,
       'model.cms.periods': (1,),
       'data.source': 'synthetic:mqar',
       'data.task.num_pairs': 2,
@@ -30,8 +30,8 @@ def tiny(**fields):
       'data.batch_size': 4,
       'optimizer.warmup_steps': 0,
       'train.steps': 4,
-      'train.log_every': 1,
-      'train.eval_batches': 2,
+      'log.every': 1,
+      'evals.batches': 2,
       'mesh.data': 1,
     }
     | fields

@@ -20,9 +20,9 @@ def get_config():
   config.data.heldout_fraction = 0.2
   config.data.seq_len, config.data.batch_size = 32, 4
   config.optimizer.warmup_steps = 1
-  config.train.steps, config.train.log_every = 3, 1
-  config.train.eval_every, config.train.eval_batches = 3, 1
-  config.train.checkpoint_every = 2
+  config.train.steps, config.log.every = 3, 1
+  config.evals.every, config.evals.batches = 3, 1
+  config.checkpoint.every = 2
   config.sample.tokens = 4
   return config
 """

@@ -297,10 +297,10 @@ def test_nodes_of_gpus_are_no_slices():
 
 
 def test_a_kernel_that_the_devices_cannot_run():
-  config = configured(**{'model.titans.kernel': 'pallas'})
+  config = configured(**{'compute.kernel': 'pallas'})
   device = types.SimpleNamespace(platform='cuda')
   mesh = types.SimpleNamespace(devices=np.array([device]))
-  with pytest.raises(ValueError, match="try model.titans.kernel='xla'"):
+  with pytest.raises(ValueError, match="try compute.kernel='xla'"):
     step_lib.abstract_state(config, mesh)
 
 

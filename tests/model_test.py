@@ -12,9 +12,11 @@ import pytest
 
 from hope import blocks
 from hope import config as config_lib
+from hope.config import FIELDS
+from hope.feedforward.cms import CMSOptions
+from hope.mixers.attention import AttentionOptions
 from hope.mixers.titans import TitansOptions
 from hope.model import PRESETS, Hope
-from hope.settings import FIELDS
 
 # Nearly all of the time is compilation.
 jit = functools.partial(
@@ -78,7 +80,6 @@ def test_presets_give_the_sizes_left_at_none():
   model = config_lib.resolve(config, 300).model
   assert (model.num_layers, model.width, model.num_heads) == (3, 1536, 16)
   assert model.vocab_size == 300
-  assert model.attention.max_context == config.data.seq_len
   assert hidden(model) == 1536
   config.model.pattern = 'attention+cms'
   assert hidden(config_lib.resolve(config, 300).model) == 1536 * 17 // 16
@@ -87,8 +88,10 @@ def test_presets_give_the_sizes_left_at_none():
 
 
 def test_options_of_the_layer_are_those_of_the_configuration():
-  given = config_lib.base_config().model.titans.to_dict()
-  assert given == dataclasses.asdict(TitansOptions())
+  model = config_lib.base_config().model
+  assert dataclasses.asdict(AttentionOptions()) == model.attention.to_dict()
+  assert dataclasses.asdict(CMSOptions()) == model.cms.to_dict()
+  assert dataclasses.asdict(TitansOptions()) == model.titans.to_dict()
 
 
 # ----------------------------------------------------------------------- types
@@ -125,7 +128,7 @@ def test_bfloat16_keeps_states_and_parameters_in_float32(mixer):
 def test_remat_changes_nothing():
   results = []
   for remat in (True, False):
-    graph, params = nnx.split(make(**{'model.remat': remat}))
+    graph, params = nnx.split(make(**{'compute.remat': remat}))
 
     def loss(params, graph=graph):
       logits, state = nnx.merge(graph, params)(tokens())

@@ -65,10 +65,10 @@ def home(tmp_path_factory):
     '  config.sample.tokens = 4\n'
     '  config.data.seq_len, config.data.batch_size = 32, 8\n'
     '  config.optimizer.warmup_steps = 2\n'
-    f'  config.train.steps, config.train.log_every = {STEPS}, 1\n'
-    '  config.train.eval_every, config.train.eval_batches = 100, 1\n'
-    f'  config.train.checkpoint_every = {EVERY}\n'
-    '  config.train.watchdog = 15\n'
+    f'  config.train.steps, config.log.every = {STEPS}, 1\n'
+    '  config.evals.every, config.evals.batches = 100, 1\n'
+    f'  config.checkpoint.every = {EVERY}\n'
+    '  config.processes.watchdog = 15\n'
     '  return config\n'
   )
   return folder
@@ -221,7 +221,7 @@ def test_a_process_that_is_stuck_ends_by_its_watchdog(
   codes, outputs, _ = gang.wait()
   assert multihost.STUCK in codes, outputs
   stuck = outputs[codes.index(multihost.STUCK)]
-  assert 'nothing has happened for 16 s (train.watchdog=15)' in stuck
+  assert 'nothing has happened for 16 s (processes.watchdog=15)' in stuck
   assert 'Thread 0x' in stuck
   goes_on(home, tmp_path / 'run', undisturbed)
 
@@ -230,7 +230,7 @@ def test_a_process_that_is_stuck_ends_by_its_watchdog(
 def test_a_process_that_stops_for_a_while_is_waited_for(
   home, undisturbed, tmp_path
 ):
-  flags = ['--config.train.watchdog=60']
+  flags = ['--config.processes.watchdog=60']
   gang = Gang(home, tmp_path / 'run', 2, 1, flags, [(1, 'SIGSTOP:9:0.3')])
   slow = gang.processes[1]
   while (

@@ -233,15 +233,15 @@ def test_errors(fields, message):
 
 def test_configuration():
   fields = {
-    'model.titans.kernel': 'pallas',
+    'compute.kernel': 'pallas',
     'model.titans.chunk_size': 16,
     'model.titans.projection_chunk_size': 64,
   }
   small_config(**fields, **{'data.seq_len': 128})
   with pytest.raises(ValueError, match='data.seq_len=80 .* of 64; try 128'):
     small_config(**fields, **{'data.seq_len': 80})
-  with pytest.raises(ValueError, match='model.titans.kernel=.*xla, pallas'):
-    small_config(**{'model.titans.kernel': 'cuda'})
+  with pytest.raises(ValueError, match='compute.kernel=.*xla, pallas'):
+    small_config(**{'compute.kernel': 'cuda'})
 
 
 # ------------------------------------------------------------------- platforms
@@ -324,7 +324,11 @@ devices = topologies.get_topology_desc(
 mesh = Mesh(np.array(devices), ('data',), axis_types=(AxisType.Auto,))
 layer = nnx.eval_shape(
   lambda: SelfReferentialTitans(
-    2 * width, 2, TitansOptions(kernel='pallas', **options), rngs=nnx.Rngs(0)
+    2 * width,
+    2,
+    TitansOptions(**options),
+    kernel='pallas',
+    rngs=nnx.Rngs(0),
   )
 )
 graph, params = nnx.split(layer)

@@ -21,10 +21,10 @@ FIELDS = {
   'data.batch_size': 8,
   'optimizer.warmup_steps': 2,
   'train.steps': STEPS,
-  'train.log_every': 1,
-  'train.eval_every': 100,
-  'train.eval_batches': 1,
-  'train.checkpoint_every': 5,
+  'log.every': 1,
+  'evals.every': 100,
+  'evals.batches': 1,
+  'checkpoint.every': 5,
 }
 FLAGS = [f'--config.{name}={value}' for name, value in FIELDS.items()]
 # There is no cluster to ask for an address, so it is given.

@@ -46,9 +46,9 @@ def home(tmp_path_factory):
     f'  config.data.source = "text:{folder}/text/*.txt"\n'
     '  config.data.heldout_fraction = 0.1\n'
     '  config.data.seq_len, config.data.batch_size = 128, 8\n'
-    f'  config.train.steps, config.train.log_every = {STEPS}, 4\n'
-    '  config.train.eval_every, config.train.eval_batches = 20, 1\n'
-    '  config.train.checkpoint_every = 10\n'
+    f'  config.train.steps, config.log.every = {STEPS}, 4\n'
+    '  config.evals.every, config.evals.batches = 20, 1\n'
+    '  config.checkpoint.every = 10\n'
     '  config.sample.tokens = 8\n'
     '  return config\n'
   )
@@ -245,7 +245,7 @@ def test_loss_that_is_not_finite_stops_the_run(home):
     workdir,
     '--config.optimizer.learning_rate=1e30',
     '--config.optimizer.warmup_steps=2',
-    '--config.train.checkpoint_every=1',
+    '--config.checkpoint.every=1',
   )
   assert code == 1, output
   (path,) = workdir.glob('nonfinite_batch_step_*.npz')
@@ -302,7 +302,7 @@ def test_a_run_of_a_kernel_for_tpus_speaks(finished, tmp_path):
   config['model']['titans']['kernel'] = 'pallas'
   (workdir / 'config.json').write_text(json.dumps(config))
   config, *_, params = trained.load(str(workdir))
-  assert config.model.titans.kernel == 'xla'
+  assert config.compute.kernel == 'xla'
   expected = restore(finished).state.params
   jax.tree.map(np.testing.assert_array_equal, params, expected)
 

@@ -21,11 +21,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from hope.feedforward.cms import ContinuumMemory
+from hope.feedforward.cms import CMSOptions, ContinuumMemory
 from hope.layers.convolution import CausalConvolution
 from hope.memory import stream
 from hope.memory.segments import since_start
-from hope.mixers.attention import CausalAttention
+from hope.mixers.attention import AttentionOptions, CausalAttention
 from hope.model import Hope
 from hope.parallel import mesh as mesh_lib
 from hope.training import step as step_lib
@@ -115,11 +115,8 @@ def assert_rows_are_their_documents(module, documents, padding, align):
 
 def cms(variant, mode='in_context'):
   module = ContinuumMemory(
-    *(8, 8),
-    mode=mode,
-    variant=variant,
-    periods=(2, 8),
-    objective='l2',
+    8,
+    CMSOptions(mode, variant, periods=(2, 8), hidden_multiple=1.0),
     dtype=jnp.float64,
     rngs=nnx.Rngs(0),
   )
@@ -127,7 +124,9 @@ def cms(variant, mode='in_context'):
 
 
 def attention():
-  layer = CausalAttention(8, 2, 7, dtype=jnp.float64, rngs=nnx.Rngs(0))
+  layer = CausalAttention(
+    8, 2, AttentionOptions(7), dtype=jnp.float64, rngs=nnx.Rngs(0)
+  )
   return randomize(layer, jnp.float64)
 
 
@@ -216,7 +215,7 @@ def test_chunks_of_several_blocks(anchor, x64, monkeypatch):
     {},
     {'model.titans.anchor': 'zero', 'model.cms.variant': 'independent'},
     {'model.pattern': 'attention+cms'},
-    {'model.cms.mode': 'outer', 'model.remat': True},
+    {'model.cms.mode': 'outer', 'compute.remat': True},
   ],
 )
 def test_rows_of_the_model_are_their_documents(fields, x64):
@@ -255,7 +254,9 @@ STREAMED = {
   'static': functools.partial(
     titans, chunk_size=8, self_modifying=False, momentum=False
   ),
-  'attention': functools.partial(CausalAttention, 8, 2, 5, rngs=nnx.Rngs(0)),
+  'attention': functools.partial(
+    CausalAttention, 8, 2, AttentionOptions(5), rngs=nnx.Rngs(0)
+  ),
   'model': model_module,
 }
 SPLITS = ([1] * 24, [9, 9] + [1] * 6, [1] * 8 + [9] + [1] * 7)

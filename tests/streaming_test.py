@@ -20,9 +20,9 @@ from layer_cases import (
 import numpy as np
 import pytest
 
-from hope.feedforward.cms import ContinuumMemory
+from hope.feedforward.cms import CMSOptions, ContinuumMemory
 from hope.memory import stream
-from hope.mixers.attention import CausalAttention
+from hope.mixers.attention import AttentionOptions, CausalAttention
 
 # ------------------------------------------------------------------- streaming
 
@@ -36,21 +36,15 @@ def cms_module(variant, **options):
   return randomize(
     ContinuumMemory(
       8,
-      8,
-      mode='in_context',
-      variant=variant,
-      periods=(2, 8),
-      objective='l2',
-      dtype=jnp.float32,
+      CMSOptions('in_context', variant, (2, 8), hidden_multiple=1.0, **options),
       rngs=nnx.Rngs(0),
-      **options,
     ),
     jnp.float32,
   )
 
 
 def attention_module(max_context=32):
-  return CausalAttention(8, 2, max_context, rngs=nnx.Rngs(0))
+  return CausalAttention(8, 2, AttentionOptions(max_context), rngs=nnx.Rngs(0))
 
 
 MODULES = {

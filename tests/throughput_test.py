@@ -23,7 +23,7 @@ TINY = {
   'model.width': 16,
   'model.num_heads': 2,
   'model.cms.periods': (1,),
-  'model.remat': False,
+  'compute.remat': False,
   'model.cms.hidden_multiple': 2.0,
   'data.seq_len': 8,
   'data.batch_size': 2,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 from hope import config as config_lib
+from hope.config import FIELDS
 from hope.run import checkpoint, mirror, workdir
 
 
@@ -53,7 +54,7 @@ def test_workdir_remembers_its_configuration(tmp_path):
 
   config.seed = 1
   config.model.num_layers = 3
-  config.train.log_every = 1
+  config.log.every = 1
   before = (tmp_path / 'config.json').read_bytes()
   with pytest.raises(ValueError) as error:
     workdir.check_workdir(tmp_path, config)
@@ -125,17 +126,30 @@ def test_a_configuration_on_a_full_disk(full_disk, monkeypatch):
   assert (full_disk / 'config.json').read_bytes() == before
 
 
-def test_resumable_fields_exist_and_do_not_count():
-  config = config_lib.base_config()
-  names = set(workdir._fields(workdir._as_json(config)))
-  for field in workdir.RESUMABLE_FIELDS:
-    assert any(name == field or name.startswith(field) for name in names)
+# Sections of the fields that may change between two starts of a run.
+HOW = (
+  *('compute', 'mesh', 'processes', 'reading'),
+  *('checkpoint', 'log', 'evals', 'sample'),
+)
+
+
+def test_identity_is_what_is_computed():
+  """Another value of a field makes another run, or does not, by its section."""
+  config = config_lib.resolve(config_lib.base_config(), 257)
   before = workdir.config_fingerprint(config)
-  config.train.keep = 7
-  config.sample.top_k = 1
-  assert workdir.config_fingerprint(config) == before
-  config.train.accumulate = 2
-  assert workdir.config_fingerprint(config) != before
+  seen = set()
+  for path in FIELDS:
+    nested = config.to_dict()
+    *parents, name = path.split('.')
+    section = nested
+    for part in parents:
+      section = section[part]
+    section[name] = [section[name], 'another']
+    section = path.partition('.')[0]
+    same = workdir.config_fingerprint(nested) == before
+    assert same == (section in HOW or path == 'train.steps'), path
+    seen.add(section)
+  assert seen == {'seed', 'model', 'data', 'optimizer', 'train', *HOW}
 
 
 HOSTILE = (

@@ -74,7 +74,7 @@ class Data:
     return train_iterator(self._config, self.tokenizer, **self._options)
 
   def eval_batches(self) -> list[Batch]:
-    """Returns `train.eval_batches` held-out batches, the same in each call."""
+    """Returns `evals.batches` held-out batches, the same in each call."""
     return self._heldout.batches
 
   @property
@@ -101,7 +101,7 @@ class Data:
     return heldout_batches(
       self._config,
       self.tokenizer,
-      self._config.train.eval_batches,
+      self._config.evals.batches,
       **self._options,
     )
 

@@ -47,9 +47,6 @@ def run_identity(
   }
   if config.data.segments:
     identity['alignment'] = alignment(config)
-  # Where the data lie, and how they are read, may change between two starts.
-  for name in ('tfds_dir', 'read_ahead'):
-    del identity[name]
   return identity
 
 

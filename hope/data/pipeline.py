@@ -202,10 +202,6 @@ def train_iterator(
     ValueError: The data or its settings cannot make a batch.
   """
   rows, batch_size = _rows(config, rows), config.data.batch_size
-  if not config.data.read_ahead >= 0:
-    raise ValueError(
-      f'data.read_ahead={config.data.read_ahead}: give 0 or more.'
-    )
   if is_synthetic(config):
     source = synthetic.SyntheticSource(config, 'train')
     examples, lanes = grain.MapDataset.source(source), batch_size
@@ -229,9 +225,9 @@ def train_iterator(
       return sequences(number).map(packing.rows)
 
   dataset: grain.IterDataset = _Rows(lane, lanes, batch_size, rows)
-  if config.data.read_ahead:
+  if config.reading.ahead:
     dataset = grain.experimental.ThreadPrefetchIterDataset(
-      dataset, prefetch_buffer_size=config.data.read_ahead
+      dataset, prefetch_buffer_size=config.reading.ahead
     )
   return BatchIterator(dataset, run_identity(config, tokenizer, corpus))
 

@@ -227,7 +227,7 @@ def _open_source(config: ml_collections.ConfigDict) -> Source:
     # TFDS takes a second to import, so only its users pay for it.
     from hope.data import tfds_source
 
-    return tfds_source.open_tfds(rest, config.data.tfds_dir)
+    return tfds_source.open_tfds(rest, config.reading.tfds_dir)
   if kind == 'synthetic':
     raise ValueError(
       f'data.source={config.data.source} generates numbers and has no '

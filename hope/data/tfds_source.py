@@ -122,9 +122,9 @@ def _prepared(given: str, name: str, data_dir: str) -> str:
   else:
     hint = f'prepared there: {", ".join(_folders(data_dir)) or "nothing"}'
   raise ValueError(
-    f'{given} is not prepared in data.tfds_dir={data_dir} ({hint}); run its '
+    f'{given} is not prepared in reading.tfds_dir={data_dir} ({hint}); run its '
     "builder's download_and_prepare with file_format='array_record', or set "
-    'data.tfds_dir.'
+    'reading.tfds_dir.'
   )
 
 

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from hope.fields import field
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, mlp, stream
@@ -42,13 +43,38 @@ from hope.parts import (
 
 @dataclasses.dataclass(frozen=True)
 class CMSOptions:
-  """TMP."""
+  """Options of the levels."""
 
-  mode: str = 'outer'
-  variant: str = 'sequential'
-  periods: tuple = (1, 1, 1, 1)
-  hidden_multiple: float | None = None
-  objective: str = 'l2'
+  mode: str = field(
+    'outer',
+    "'outer': blocks are parameters, level l updated every periods[l] training "
+    "steps. 'in_context': blocks are fast weights, level l updated every "
+    'periods[l] tokens.',
+    choices=('outer', 'in_context'),
+  )
+  variant: str = field(
+    'sequential',
+    "'sequential' (Eq. 70, 73) or 'independent' (Eq. 74).",
+    choices=('sequential', 'independent'),
+  )
+  periods: tuple[int, ...] = field(
+    (1, 1, 1, 1),
+    'One period per level, fastest first.',
+    unit='training steps or tokens, by mode',
+    minimum=1,
+  )
+  hidden_multiple: float | None = field(
+    None,
+    "Hidden width of a level as a multiple of the model's width. None: 1, or "
+    "17/16 beside attention, which has no memories' parameters.",
+    above=0,
+    maximum=256,
+  )
+  objective: str = field(
+    'l2',
+    "Objective of the inner learning of 'in_context' levels.",
+    choices=('l2', 'dot'),
+  )
 
 
 class LevelState(NamedTuple):
@@ -68,7 +94,12 @@ class OuterLevel(nnx.Module):
   """A block whose weights move only between training steps."""
 
   def __init__(
-    self, width: int, hidden: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    self,
+    width: int,
+    hidden: int,
+    *,
+    dtype: jax.typing.DTypeLike,
+    rngs: nnx.Rngs,
   ):
     self.norm = RMSNorm(width)
     dense = lambda i, o: nnx.Linear(
@@ -103,7 +134,7 @@ class InContextLevel(nnx.Module):
     *,
     period: int,
     objective: str,
-    dtype: jnp.dtype,
+    dtype: jax.typing.DTypeLike,
     rngs: nnx.Rngs,
   ):
     self.period, self.objective, self.dtype = period, objective, dtype
@@ -204,27 +235,37 @@ class ContinuumMemory(nnx.Module):
   def __init__(
     self,
     width: int,
-    hidden: int,
+    options: CMSOptions,
     *,
-    mode: str,
-    variant: str,
-    periods: tuple[int, ...],
-    objective: str,
-    dtype: jnp.dtype,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
-    self.variant, self.num_levels = variant, len(periods)
-    if variant == 'independent':
-      self.mix = nnx.Param(jnp.zeros(len(periods)))
-    for j, period in enumerate(periods):
-      if mode == 'outer':
+    """Builds the levels.
+
+    Args:
+      width: of the residual stream.
+      options: of the levels, hidden_multiple filled in.
+      dtype: of matmul operands.
+      rngs: for parameters.
+
+    Raises:
+      ValueError: if hidden_multiple is None.
+    """
+    if options.hidden_multiple is None:
+      raise ValueError('hidden_multiple=None: how wide shall a level be?')
+    hidden = int(width * options.hidden_multiple)
+    self.variant, self.num_levels = options.variant, len(options.periods)
+    if options.variant == 'independent':
+      self.mix = nnx.Param(jnp.zeros(len(options.periods)))
+    for j, period in enumerate(options.periods):
+      if options.mode == 'outer':
         level = OuterLevel(width, hidden, dtype=dtype, rngs=rngs)
       else:
         level = InContextLevel(
           width,
           hidden,
           period=period,
-          objective=objective,
+          objective=options.objective,
           dtype=dtype,
           rngs=rngs,
         )
@@ -267,24 +308,21 @@ class ContinuumMemory(nnx.Module):
     return total, tuple(new)
 
 
+def _multiple(sizes: Sizes, options: CMSOptions) -> float:
+  """Hidden width of a level as a multiple of the width."""
+  if options.hidden_multiple is None:
+    return sizes.hidden_multiple
+  return options.hidden_multiple
+
+
 def _hidden(sizes: Sizes, options: CMSOptions) -> int:
-  multiple = options.hidden_multiple
-  if multiple is None:
-    multiple = sizes.hidden_multiple
-  return int(sizes.width * multiple)
+  return int(sizes.width * _multiple(sizes, options))
 
 
 def _build(sizes: Sizes, options: CMSOptions, *, rngs: nnx.Rngs):
-  return ContinuumMemory(
-    sizes.width,
-    _hidden(sizes, options),
-    mode=options.mode,
-    variant=options.variant,
-    periods=tuple(options.periods),
-    objective=options.objective,
-    dtype=sizes.dtype,
-    rngs=rngs,
-  )
+  multiple = _multiple(sizes, options)
+  options = dataclasses.replace(options, hidden_multiple=multiple)
+  return ContinuumMemory(sizes.width, options, dtype=sizes.dtype, rngs=rngs)
 
 
 def _passes_on(options: CMSOptions) -> str:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from hope.fields import field
 from hope.layers.precision import at_least_float32
 from hope.memory import finite
 from hope.memory.segments import since_start
@@ -17,9 +18,15 @@ from hope.parts import BY_HEAD, Leaf, Level, Part, Sizes, per_token
 
 @dataclasses.dataclass(frozen=True)
 class AttentionOptions:
-  """TMP."""
+  """Options of the layer."""
 
-  max_context: int | None = None
+  max_context: int | None = field(
+    None,
+    'Longest context that decoding keeps. None: data.seq_len.',
+    unit='tokens',
+    minimum=1,
+    maximum=2**24,
+  )
 
 
 class AttentionState(NamedTuple):
@@ -57,12 +64,26 @@ class CausalAttention(nnx.Module):
     self,
     width: int,
     num_heads: int,
-    max_context: int,
+    options: AttentionOptions,
     *,
     dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
-    self.num_heads, self.max_context = num_heads, max_context
+    """Builds the layer.
+
+    Args:
+      width: of the residual stream.
+      num_heads: divides the width into heads of even width.
+      options: of the layer, max_context filled in.
+      dtype: of matmul operands.
+      rngs: for parameters.
+
+    Raises:
+      ValueError: if max_context is None.
+    """
+    if options.max_context is None:
+      raise ValueError('max_context=None: how long a context shall be kept?')
+    self.num_heads, self.max_context = num_heads, options.max_context
     dense = lambda o: nnx.Linear(
       width, o, use_bias=False, dtype=dtype, rngs=rngs
     )
@@ -122,12 +143,10 @@ class CausalAttention(nnx.Module):
 
 
 def _build(sizes: Sizes, options: AttentionOptions, *, rngs: nnx.Rngs):
+  if options.max_context is None:
+    options = dataclasses.replace(options, max_context=sizes.seq_len)
   return CausalAttention(
-    sizes.width,
-    sizes.num_heads,
-    options.max_context or sizes.seq_len,
-    dtype=sizes.dtype,
-    rngs=rngs,
+    sizes.width, sizes.num_heads, options, dtype=sizes.dtype, rngs=rngs
   )
 
 

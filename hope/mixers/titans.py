@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from hope.fields import field
 from hope.layers.convolution import CausalConvolution
 from hope.layers.dense import dot_general
 from hope.layers.norm import RMSNorm, l2_normalize
@@ -58,26 +59,85 @@ from hope.parts import (
 
 @dataclasses.dataclass(frozen=True)
 class TitansOptions:
-  """Options of the layer; each is explained in `hope.config`."""
+  """Options of the layer."""
 
-  chunk_size: int = 64
-  projection_chunk_size: int = 64
-  hidden_multiple: int = 1
-  objective: str = 'l2'
-  retention: bool = True
-  momentum: bool = True
-  erase: bool = True
-  anchor: str = 'initial'
-  read: str = 'token'
-  self_modifying: bool = True
-  self_target: bool = True
-  target_max: float | None = 2.0
-  error_max: float | None = 2.0
-  q_memory: bool = False
-  mix: str = 'dense'
-  eta_max: float | None = None
-  conv_width: int = 4
-  kernel: str = 'xla'
+  chunk_size: int = field(
+    64,
+    'Length of a chunk of `memory`: gradients and targets of its tokens are '
+    'taken at the state at its start. It or projection_chunk_size must divide '
+    'the other.',
+    unit='tokens',
+    minimum=1,
+  )
+  projection_chunk_size: int = field(
+    64,
+    'The same for the memories that generate k, v, eta, alpha (and q).',
+    unit='tokens',
+    minimum=1,
+  )
+  hidden_multiple: int = field(
+    1,
+    "Hidden width of a memory as a multiple of its head's width; 0 makes every "
+    'memory linear.',
+    minimum=0,
+    maximum=64,
+  )
+  objective: str = field(
+    'l2', 'Objective of the inner learning.', choices=('l2', 'dot')
+  )
+  retention: bool = field(True, 'Whether memories forget: a part of rule (A).')
+  momentum: bool = field(
+    True, 'Whether writes have momentum: a part of rule (A).'
+  )
+  erase: bool = field(
+    True, 'Whether a write erases along its key: a part of rule (A).'
+  )
+  anchor: str = field(
+    'initial',
+    "What retention and erase pull towards: 'initial' (the learned initial "
+    "state) or 'zero' (Eq. 88 to the letter).",
+    choices=('initial', 'zero'),
+  )
+  read: str = field(
+    'token',
+    "State that a read sees: 'token' (before its token) or 'chunk' (at the "
+    'start of its chunk).',
+    choices=('token', 'chunk'),
+  )
+  self_modifying: bool = field(
+    True, 'Whether the k, v, eta and alpha memories learn within the sequence.'
+  )
+  self_target: bool = field(
+    True, 'Whether the targets are self-generated, M(v) (Eq. 84), or v itself.'
+  )
+  target_max: float | None = field(
+    2.0, 'Largest norm of a self-generated target. None: no bound.', above=0
+  )
+  error_max: float | None = field(
+    2.0, "Largest norm of a layer's error in a memory. None: no bound.", above=0
+  )
+  q_memory: bool = field(
+    False, 'Whether q is a memory too, rather than a slow projection.'
+  )
+  mix: str = field(
+    'dense',
+    "'dense': slow projections mix the whole width into each head before the "
+    "memories; 'none': a head sees its slice of the width.",
+    choices=('dense', 'none'),
+  )
+  eta_max: float | None = field(
+    None,
+    "Upper bound of the inner learning rate eta. None: the layer's default. 0 "
+    'switches inner learning off.',
+    minimum=0,
+  )
+  conv_width: int = field(
+    4,
+    'Tokens that the causal depthwise convolution sees.',
+    unit='tokens',
+    minimum=1,
+    maximum=2**12,
+  )
 
 
 class TitansState(NamedTuple):
@@ -131,11 +191,23 @@ class SelfReferentialTitans(nnx.Module):
     options: TitansOptions,
     *,
     dtype: jax.typing.DTypeLike = jnp.float32,
+    kernel: str = 'xla',
     rngs: nnx.Rngs,
   ):
+    """Builds the layer.
+
+    Args:
+      width: of the residual stream.
+      num_heads: divides the width.
+      options: of the layer.
+      dtype: of matmul operands.
+      kernel: what runs the memories, one of `stream.KERNELS`.
+      rngs: for parameters.
+    """
     for chunk in (options.chunk_size, options.projection_chunk_size):
-      stream.check_kernel(options.kernel, chunk)
+      stream.check_kernel(kernel, chunk)
     self.options, self.num_heads, self.dtype = options, num_heads, dtype
+    self.kernel = kernel
     d = width // num_heads
     f = d * options.hidden_multiple
     dense = lambda o, **kw: nnx.Linear(
@@ -359,7 +431,7 @@ class SelfReferentialTitans(nnx.Module):
       state.projection_position,
       sources,
       chunk,
-      self.options.kernel,
+      self.kernel,
       starts,
       self._begin(kernels, starts),
     )
@@ -403,7 +475,7 @@ class SelfReferentialTitans(nnx.Module):
       state.memory_position,
       (projected, beta),
       chunk,
-      options.kernel,
+      self.kernel,
       starts,
       self._begin(self.memory.kernels(), starts),
     )
@@ -412,7 +484,12 @@ class SelfReferentialTitans(nnx.Module):
 
 def _build(sizes: Sizes, options: TitansOptions, *, rngs: nnx.Rngs):
   return SelfReferentialTitans(
-    sizes.width, sizes.num_heads, options, dtype=sizes.dtype, rngs=rngs
+    sizes.width,
+    sizes.num_heads,
+    options,
+    dtype=sizes.dtype,
+    kernel=sizes.kernel,
+    rngs=rngs,
   )
 
 
@@ -508,7 +585,7 @@ def _check(sizes: Sizes, options: TitansOptions) -> None:
     stream.check_kernel(sizes.kernel, chunk)
   if sizes.kernel == 'pallas' and sizes.seq_len % large:
     raise ValueError(
-      f"titans.kernel='pallas' runs whole chunks: data.seq_len="
+      f"compute.kernel='pallas' runs whole chunks: data.seq_len="
       f'{sizes.seq_len} is not a multiple of {large}; try '
       f"{-(-sizes.seq_len // large) * large}, or kernel='xla'."
     )

@@ -73,7 +73,7 @@ def least_bytes(config: ml_collections.ConfigDict) -> int:
   of one micro-batch the residual stream and the logits.
 
   Args:
-    config: of `hope.config.check`.
+    config: resolved.
   """
   model, data = config.model, config.data
   hidden = int(model.width * model.cms.hidden_multiple)
@@ -94,7 +94,7 @@ def check_memory(config: ml_collections.ConfigDict) -> None:
   anything is compiled.
 
   Args:
-    config: of `hope.config.check`.
+    config: resolved.
   """
   check_fits(
     least_bytes(config),

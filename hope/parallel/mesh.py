@@ -13,6 +13,7 @@ crosses them.
 """
 
 from collections.abc import Iterable, Sequence
+import dataclasses
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import ml_collections
 import numpy as np
 
+from hope.fields import field
 from hope.parts import Divided
 
 AXES = ('data', 'fsdp', 'seq', 'tensor')
@@ -29,6 +31,43 @@ AXES = ('data', 'fsdp', 'seq', 'tensor')
 BATCH = ('data', 'fsdp')
 
 Config = ml_collections.ConfigDict | ml_collections.FrozenConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions:
+  """Devices along every axis."""
+
+  data: int | None = field(
+    None,
+    'Devices along it: rows of a batch. None: all that are left.',
+    minimum=1,
+    maximum=2**20,
+  )
+  fsdp: int = field(
+    1,
+    'Devices along it: rows of a batch too; parameters and optimizer state '
+    'are split along it.',
+    minimum=1,
+    maximum=2**20,
+  )
+  seq: int = field(
+    1,
+    'Devices along it: tokens of a row between the mixers, heads within.',
+    minimum=1,
+    maximum=2**20,
+  )
+  tensor: int = field(
+    1,
+    'Devices along it: heads of a mixer, hidden units of a level.',
+    minimum=1,
+    maximum=2**20,
+  )
+  slices: int = field(
+    1,
+    'Slices, joined by a slow network, that the data axis crosses.',
+    minimum=1,
+    maximum=2**20,
+  )
 
 
 def _nearest(wanted: int, allowed: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import errno
 import faulthandler
 import functools
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from hope import errors, signals
+from hope.fields import field
 
 # Exit codes of a process; launchers start again after the last three.
 DONE = 0
@@ -242,6 +244,18 @@ def termination() -> Iterator[Callable[[int], bool]]:
     signals.save_first(None)
 
 
+@dataclasses.dataclass(frozen=True)
+class ProcessesOptions:
+  """How the processes of a run watch each other."""
+
+  watchdog: int = field(
+    100,
+    'Processes that are silent for longer end a run of several; 0: never.',
+    unit='seconds',
+    minimum=0,
+  )
+
+
 class Watchdog:
   """Ends a process in which nothing happens; a context manager.
 
@@ -285,9 +299,9 @@ class Watchdog:
       self._silent += 1
       if self._silent > self._limit * self._patience:
         print(
-          f'error: nothing has happened for {self._silent} s (train.watchdog='
-          f'{self._limit:g}): a process or a device is stuck. The threads of '
-          f'process {jax.process_index()} are at:',
+          f'error: nothing has happened for {self._silent} s '
+          f'(processes.watchdog={self._limit:g}): a process or a device is '
+          f'stuck. The threads of process {jax.process_index()} are at:',
           file=sys.stderr,
           flush=True,
         )

@@ -2,7 +2,7 @@
 
 A parameter is stored as the table of the model's parameters says. A layer's
 parameters are gathered along `fsdp` when the layer is computed, and gathered
-anew in the backward pass where the layer is (`model.remat`); their gradients
+anew in the backward pass where the layer is (`compute.remat`); their gradients
 are summed into the stored parts. Optimizer state that has the shape of its
 parameter lies like it; all other optimizer state is on every device.
 """

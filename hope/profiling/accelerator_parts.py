@@ -217,7 +217,7 @@ def plan(found: dict[str, Any]) -> list[Part]:
     batch = _MAX_BATCH
     while batch > 1 and batch * _SEQUENCE_BYTES[size] > limit:
       batch //= 2
-    fields = {'data.seq_len': 2048, 'model.titans.kernel': kernel}
+    fields = {'data.seq_len': 2048, 'compute.kernel': kernel}
     arguments = {
       'fields': _model(size, setting, **fields),
       'vocab_size': 32_000,

@@ -120,7 +120,7 @@ def compile_step(config: Any, devices: Sequence[Any], chip: Chip) -> Report:
     chips=chips,
     batch_size=shape[0],
     seq_len=shape[1],
-    remat=config.model.remat,
+    remat=config.compute.remat,
     chunk_size=config.model.titans.chunk_size,
     parameters=sum(x.size for x in jax.tree.leaves(state.params)),
     compile_seconds=seconds,
@@ -218,12 +218,12 @@ def settings(config: Any) -> list[dict[str, Any]]:
   Args:
     config: resolved.
   """
-  batch, remat = config.data.batch_size, config.model.remat
+  batch, remat = config.data.batch_size, config.compute.remat
   chunk = config.model.titans.chunk_size
   return [
     {
       'data.batch_size': batch * times,
-      'model.remat': recomputed,
+      'compute.remat': recomputed,
       'model.titans.chunk_size': tokens,
       'model.titans.projection_chunk_size': tokens,
     }
@@ -345,13 +345,13 @@ def main(values: flags.FlagValues) -> None:
   command_line.check_output(values.json)
   import jax
 
-  from hope.config import check, resolve
+  from hope.config import resolve
 
   if values.fast:
     jax.config.update('jax_optimization_level', 'O0')
   config, found = values.config, {}
-  vocab_size = check(config).model.vocab_size or _VOCAB_SIZE
-  resolved = resolve(config, vocab_size)
+  resolved = resolve(config)
+  resolved = resolve(config, resolved.model.vocab_size or _VOCAB_SIZE)
   chip, devices = open_topology(values.topology, values.gpu_target)
   if values.search:
     result, found = search(config, devices, chip, values.tries, values.spare)

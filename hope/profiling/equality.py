@@ -52,7 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
   'attention': {'model.pattern': 'attention+cms'},
 }
 _IN_CONTEXT = {'model.cms.mode': 'in_context'}
-_PALLAS = {'model.titans.kernel': 'pallas'}
+_PALLAS = {'compute.kernel': 'pallas'}
 
 
 class Sizes(NamedTuple):
@@ -261,7 +261,7 @@ def _module_case(
     x = rng.integers(sizes.vocab_size, size=shape, dtype=np.int32)
   else:
     x = _normal(rng, *shape, sizes.width)
-  slow_fields = fields | {'model.titans.kernel': 'xla'}
+  slow_fields = fields | {'compute.kernel': 'xla'}
   return Case(
     lambda dtype: run(dtype, fields, read),
     run('float64', slow_fields, _by_token),

@@ -15,6 +15,7 @@ without an error.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging as python_logging
 import os
@@ -31,8 +32,29 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from hope import errors
+from hope.fields import field
 from hope.run import manifest
 from hope.run import workdir as workdir_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions:
+  """When checkpoints are written, and which are kept."""
+
+  every: int = field(50, 'Interval of checkpoints.', unit='updates', minimum=1)
+  keep: int = field(3, 'Newest checkpoints kept.', minimum=1)
+  keep_every: int = field(
+    0,
+    'Also keep checkpoints at multiples of this step (0: off).',
+    unit='updates',
+    minimum=0,
+  )
+  keep_best: int = field(
+    0,
+    'Also keep so many checkpoints of the lowest held-out loss, where it was '
+    'evaluated at their step.',
+    minimum=0,
+  )
 
 
 class Restored(NamedTuple):
@@ -343,8 +365,8 @@ class Checkpointer:
         errno.ENOSPC,
         f'The disk of {self._directory} is full: the newest checkpoint was not '
         'written, earlier ones are intact. Free some space, or lower '
-        'train.keep, and start the same command again; it goes on from the '
-        f'newest intact one. ({_one_line(error)})',
+        'checkpoint.keep, and start the same command again; it goes on from '
+        f'the newest intact one. ({_one_line(error)})',
       ) from None
 
   def _restore(self, step: int, abstract_state: Any) -> Restored:
@@ -432,8 +454,8 @@ def open_checkpoints(
   """
   return Checkpointer(
     epath.Path(workdir) / 'checkpoints',
-    keep=config.train.keep,
-    keep_every=config.train.keep_every,
-    keep_best=config.train.keep_best,
+    keep=config.checkpoint.keep,
+    keep_every=config.checkpoint.keep_every,
+    keep_best=config.checkpoint.keep_best,
     config_fingerprint=workdir_lib.config_fingerprint(config.to_dict()),
   )

@@ -17,24 +17,11 @@ from absl import logging
 from etils import epath
 import jax
 
-# Fields that may differ between a run and its continuation; one that ends in
-# a dot stands for every field below it. Changing train.steps moves the end of
-# the learning-rate schedule; another kernel, remat or mesh rounds differently.
-RESUMABLE_FIELDS = (
-  'train.steps',
-  'train.log_every',
-  'train.eval_every',
-  'train.checkpoint_every',
-  'train.keep',
-  'train.keep_every',
-  'train.keep_best',
-  'train.watchdog',
-  'data.read_ahead',
-  'data.tfds_dir',
-  'model.titans.kernel',
-  'model.remat',
-  'mesh.',
-  'sample.',
+# Sections that say how a run is computed, kept and shown. All others say what
+# is computed: they, without train.steps, are the run's identity.
+HOW = (
+  *('compute', 'mesh', 'processes', 'reading'),
+  *('checkpoint', 'log', 'evals', 'sample'),
 )
 
 
@@ -206,11 +193,18 @@ def _as_json(config: Any) -> dict[str, Any]:
   return json.loads(json.dumps(nested))
 
 
-def _is_resumable(name: str) -> bool:
-  return any(
-    name.startswith(field) if field.endswith('.') else name == field
-    for field in RESUMABLE_FIELDS
-  )
+def is_identity(name: str) -> bool:
+  """Whether another value of a field makes another run.
+
+  Choice: `train.steps` may change, so that a run can be made longer; that moves
+  the end of the learning rate's schedule. Another kernel, remat or mesh sums in
+  another order: the last digits differ. `model.dtype` counts: it rounds every
+  product.
+
+  Args:
+    name: of a field, as 'train.steps'.
+  """
+  return name.partition('.')[0] not in HOW and name != 'train.steps'
 
 
 def config_fingerprint(config: Any) -> str:
@@ -220,7 +214,7 @@ def config_fingerprint(config: Any) -> str:
     config: An `ml_collections.ConfigDict` or nested dicts.
   """
   fields = _fields(_as_json(config))
-  kept = {k: v for k, v in fields.items() if not _is_resumable(k)}
+  kept = {k: v for k, v in fields.items() if is_identity(k)}
   return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -228,7 +222,8 @@ def check_workdir(workdir: str | os.PathLike[str], config: Any) -> None:
   """Makes sure that workdir belongs to this configuration.
 
   The first use writes `config.json`. Later uses compare with it and, where
-  only fields of `RESUMABLE_FIELDS` differ, log the change and write it anew.
+  only fields differ that are not its identity, log the change and write it
+  anew.
   Every process may call this; the first one writes.
 
   Args:
@@ -262,10 +257,10 @@ def check_workdir(workdir: str | os.PathLike[str], config: Any) -> None:
       if before == after:
         continue
       change = f'{name}: {before!r} -> {after!r}'
-      if _is_resumable(name):
-        logging.info('Going on with another %s', change)
-      else:
+      if is_identity(name):
         refused.append(f'  {change}')
+      else:
+        logging.info('Going on with another %s', change)
     if refused:
       listed = '\n'.join(refused)
       raise ValueError(

@@ -132,13 +132,14 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
     NonFiniteLossError: naming the step.
     OSError: if the workdir cannot be written.
   """
-  devices.check_memory(config_lib.check(config))
+  resolved = config_lib.resolve(config)
+  devices.check_memory(resolved)
   with Mirror(workdir) as files:
-    return _run(config, files)
+    return _run(resolved, files)
 
 
-def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
-  """Does what `run` says, in files that are this run's alone."""
+def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
+  """Does what `run` says of a resolved configuration, in files of its own."""
   folder = files.local
   mesh = mesh_lib.make_mesh(config)
   rows = mesh_lib.rows(mesh, config.data.batch_size)
@@ -176,7 +177,7 @@ def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
     steps, tokens_per_step=tokens, start=start, enabled=leader
   )
   watchdog = multihost.Watchdog(
-    config.train.watchdog, enabled=jax.process_count() > 1
+    config.processes.watchdog, enabled=jax.process_count() > 1
   )
 
   with contextlib.ExitStack() as stack:
@@ -206,7 +207,7 @@ def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
       if not metrics.pop('healthy'):
         checkpoints.wait()
         _refuse(files, number, batch, metrics)
-      logged = number % config.train.log_every == 0 or number in (1, steps)
+      logged = number % config.log.every == 0 or number in (1, steps)
       if logged or number == start + 1:
         values = {k: float(v) for k, v in metrics.items()}
         values |= _bits(values['loss'], bytes_per_token)
@@ -224,7 +225,7 @@ def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
         settle()
         pending = None
       stop = terminated(number)
-      if number % config.train.eval_every == 0 or number == steps:
+      if number % config.evals.every == 0 or number == steps:
         settle()
         pending = None
         with progress.pause('evaluation'), watchdog.patient():
@@ -235,7 +236,7 @@ def _run(config: ml_collections.ConfigDict, files: Mirror) -> bool:
           f'held out at step {number}: '
           + '  '.join(f'{k} {v:.4f}' for k, v in result.items())
         )
-      if number % config.train.checkpoint_every == 0 or number == steps or stop:
+      if number % config.checkpoint.every == 0 or number == steps or stop:
         settle()
         pending = None
         with progress.pause('checkpoint'), watchdog.patient():

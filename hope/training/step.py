@@ -69,14 +69,14 @@ def abstract_state(
 
   Raises:
     ValueError: for a parameter that no rule of `hope.parallel.placement`
-      matches, or if `model.titans.kernel` is not written for the devices.
+      matches, or if `compute.kernel` is not written for the devices.
   """
   platform = mesh.devices.flat[0].platform
-  kernel = config.model.titans.kernel
+  kernel = config.compute.kernel
   if kernel == 'pallas' and platform not in ('cpu', 'tpu'):
     raise ValueError(
-      "model.titans.kernel='pallas' is written for TPUs, and the devices are "
-      f"of the platform {platform}; try model.titans.kernel='xla'."
+      "compute.kernel='pallas' is written for TPUs, and the devices are "
+      f"of the platform {platform}; try compute.kernel='xla'."
     )
   graph, state = jax.eval_shape(_builder(config, mesh))
   table = blocks.parameters(config)

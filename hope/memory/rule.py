@@ -53,6 +53,7 @@ def token_update(
   beta: jax.Array | None,
   erase: jax.Array | float | None = None,
   queries: jax.Array | None = None,
+  read_after: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
   """Rule (A), one token after another: the slow form, and the oracle.
 
@@ -66,14 +67,18 @@ def token_update(
     beta: [..., c], momentum factor, in [0, 1], or None.
     erase: [..., c], eps; None: eta, that is DGD; the float 0.0: no erase.
     queries: [..., c, i], or None: nothing is read.
+    read_after: False reads K_{t-1}, the kernel before the token's own write;
+      True reads K_t, as published linear recurrences do.
 
   Returns:
     (K_c, S_c, reads): the state after the last token and, for each token, its
-    query times the kernel before that token, [..., c, o] (None without
-    queries).
+    query times the kernel that it reads, [..., c, o] (None without queries).
   """
   decayed = _erase_rates(erase, eta)
-  time_major = lambda x, rank: None if x is None else jnp.moveaxis(x, -rank, 0)
+
+  def time_major(x: jax.Array | None, rank: int) -> jax.Array | None:
+    return None if x is None else jnp.moveaxis(x, -rank, 0)
+
   xs = (
     time_major(u, 2),
     time_major(g, 2),
@@ -87,16 +92,17 @@ def token_update(
   def step(state, x):
     kernel, trace = state
     u, g, eta, alpha, beta, eps, q = x
-    per_kernel = lambda rate: rate[..., None, None]
-    read = None if q is None else jnp.einsum('...i,...io->...o', q, kernel)
-    write = -per_kernel(eta) * u[..., :, None] * g[..., None, :]
+    write = -eta[..., None, None] * u[..., :, None] * g[..., None, :]
     if trace is not None:
-      write = trace = per_kernel(beta) * trace + write
-    new = per_kernel(alpha) * kernel + write
+      write = trace = beta[..., None, None] * trace + write
+    new = alpha[..., None, None] * kernel + write
     if eps is not None:
       stored = jnp.einsum('...i,...io->...o', u, kernel)
-      new -= per_kernel(eps) * u[..., :, None] * stored[..., None, :]
-    return (new, trace), read
+      new -= eps[..., None, None] * u[..., :, None] * stored[..., None, :]
+    if q is None:
+      return (new, trace), None
+    seen = new if read_after else kernel
+    return (new, trace), jnp.einsum('...i,...io->...o', q, seen)
 
   (kernel, trace), reads = lax.scan(step, (kernel, trace), xs)
   return kernel, trace, None if reads is None else jnp.moveaxis(reads, 0, -2)
@@ -117,15 +123,21 @@ def products(x: jax.Array) -> jax.Array:
     [..., c + 1, c + 1], x_j ... x_{t-1} at [t, j] for j <= t, else 0.
   """
   zero = x == 0
-  sums = lambda a: jnp.pad(
-    jnp.cumsum(a, axis=-1), [(0, 0)] * (x.ndim - 1) + [(1, 0)]
-  )
-  between = lambda a: a[..., :, None] - a[..., None, :]
   past = jnp.tri(x.shape[-1] + 1, dtype=bool)
   # The exponent is masked as well: above the diagonal it may overflow.
-  logs = jnp.where(past, between(sums(jnp.log(jnp.where(zero, 1, x)))), 0)
-  zeros = between(sums(zero.astype(jnp.int32)))
+  logs = jnp.where(past, _sums_between(jnp.log(jnp.where(zero, 1, x))), 0)
+  zeros = _sums_between(zero.astype(jnp.int32))
   return jnp.where(past & (zeros == 0), jnp.exp(logs), 0)
+
+
+def _sums_between(x: jax.Array) -> jax.Array:
+  """Sums of x [..., c] between any two states, [..., c + 1, c + 1].
+
+  x_j + ... + x_{t-1} at [t, j] for j <= t; its negative for [j, t].
+  """
+  first = [(0, 0)] * (x.ndim - 1) + [(1, 0)]
+  sums = jnp.pad(jnp.cumsum(x, axis=-1), first)
+  return sums[..., :, None] - sums[..., None, :]
 
 
 def _products_fwd(x):
@@ -135,7 +147,7 @@ def _products_fwd(x):
 
 def _products_bwd(table, table_bar):
   # The product without x_s is [t, s + 1] times [s, j].
-  # Row 0, before any factor, has nothing to give.
+  # Row 0 is an empty product: no gradient.
   after = jnp.swapaxes(table[..., 1:, 1:], -1, -2) @ table_bar[..., 1:, :-1]
   return (jnp.sum(after * table[..., :-1, :-1], axis=-1),)
 
@@ -143,38 +155,53 @@ def _products_bwd(table, table_bar):
 products.defvjp(_products_fwd, _products_bwd)
 
 
-class Decays(NamedTuple):
-  """What is left, within a chunk of c tokens, of what came before.
+class Factors(NamedTuple):
+  """What is left, at some places of a chunk of c tokens, of what came before.
+
+  The places are rows: one per token in `Decays.before` and `Decays.read`, and
+  the chunk's end in `Decays.end`, whose `keep` and `write` are columns.
 
   Attributes:
-    start: [..., c, 1], before each token, of the kernel at the chunk's start.
-    keep: [..., c, c], A: before token t, of the kernel after token j.
-    write: [..., c, c], P: before token t, of the write at token j; A without
+    start: [..., c, 1], of the kernel at the chunk's start.
+    keep: [..., c, c], A: at place t, of the kernel after token j.
+    write: [..., c, c], P: at place t, of the write at token j; A without
       momentum.
-    trace: [..., c, 1], p: before each token, of the incoming trace, in the
-      kernel; None without momentum, as all traces below.
-    end_start: [..., 1, 1], as `start` after the last token.
-    end_keep: [..., c, 1], as `keep` after the last token, of each token.
-    end_write: [..., c, 1], as `write` after the last token.
-    end_trace: [..., 1, 1], as `trace` after the last token.
-    trace_start: [..., 1, 1], of the incoming trace, in the trace at the end.
-    trace_write: [..., c, 1], of the write at each token, in that trace.
+    trace: [..., c, 1], p: of the incoming trace, in the kernel; None without
+      momentum.
   """
 
   start: jax.Array
   keep: jax.Array
   write: jax.Array
-  trace: Any
-  end_start: jax.Array
-  end_keep: jax.Array
-  end_write: jax.Array
-  end_trace: Any
-  trace_start: Any
-  trace_write: Any
+  trace: Any = None
+
+
+class Decays(NamedTuple):
+  """The decay factors of a chunk of c tokens.
+
+  Attributes:
+    before: before each token.
+    end: after the last token: start and trace [..., 1, 1], keep and write
+      [..., c, 1].
+    trace_start: [..., 1, 1], of the incoming trace, in the trace at the end;
+      None without momentum.
+    trace_write: [..., c, 1], of the write at each token, in that trace; None
+      without momentum.
+    read: where queries read, if not before their token; None: before it.
+  """
+
+  before: Factors
+  end: Factors
+  trace_start: Any = None
+  trace_write: Any = None
+  read: Factors | None = None
 
 
 def decays(
-  alpha: jax.Array, beta: jax.Array | None, valid: jax.Array | None = None
+  alpha: jax.Array,
+  beta: jax.Array | None,
+  valid: jax.Array | None = None,
+  read_after: bool = False,
 ) -> Decays:
   """The decay factors of a chunk.
 
@@ -184,6 +211,7 @@ def decays(
     valid: bool, [c] or [b, 1, c] for alpha [b, n, c, 1]; a token where it is
       False leaves kernel and trace as they are, provided that its eta is 0.
       None: all tokens count.
+    read_after: whether queries read after their token's own write.
   """
   alpha = alpha[..., 0]
   beta = None if beta is None else beta[..., 0]
@@ -192,34 +220,55 @@ def decays(
     beta = None if beta is None else jnp.where(valid, beta, 1)
   kernel = products(alpha)
   start, keep = kernel[..., :1], kernel[..., 1:]
-  before, end = lambda x: x[..., :-1, :], lambda x: x[..., -1:, :]
-  column = lambda x: jnp.swapaxes(end(x), -1, -2)
-  if beta is None:
-    return Decays(
-      *(before(start), before(keep), before(keep), None),
-      *(end(start), column(keep), column(keep), None, None, None),
+  write, trace, momentum = keep, None, None
+  if beta is not None:
+    momentum = products(beta)
+    # The trace is added to the kernel at every token that counts.
+    added = keep if valid is None else jnp.where(valid[..., None, :], keep, 0)
+    through = added @ momentum[..., 1:, :]
+    trace, write = through[..., :1], through[..., 1:]
+
+  def places(first: int | None, last: int | None) -> Factors:
+    """Rows of the tables, one per state of the chunk."""
+    at = slice(first, last)
+    return Factors(
+      start=start[..., at, :],
+      keep=keep[..., at, :],
+      write=write[..., at, :],
+      trace=None if trace is None else trace[..., at, :],
     )
-  momentum = products(beta)
-  # The trace is added to the kernel at every token that counts.
-  added = keep if valid is None else jnp.where(valid[..., None, :], keep, 0)
-  through = added @ momentum[..., 1:, :]
-  trace, write = through[..., :1], through[..., 1:]
+
+  before = places(None, -1)
+  end = Factors(
+    start=start[..., -1:, :],
+    keep=_turn(keep[..., -1:, :]),
+    write=_turn(write[..., -1:, :]),
+    trace=None if trace is None else trace[..., -1:, :],
+  )
   return Decays(
-    *(before(start), before(keep), before(write), before(trace)),
-    *(end(start), column(keep), column(write), end(trace)),
-    end(momentum[..., :1]),
-    column(momentum[..., 1:]),
+    before=before,
+    end=end,
+    trace_start=None if momentum is None else momentum[..., :1][..., -1:, :],
+    trace_write=None
+    if momentum is None
+    else _turn(momentum[..., 1:][..., -1:, :]),
+    read=places(1, None) if read_after else None,
   )
 
 
+def _turn(x: jax.Array) -> jax.Array:
+  """[..., r, s] as [..., s, r]."""
+  return jnp.swapaxes(x, -1, -2)
+
+
 class Form(NamedTuple):
-  """The parts of the chunk form that a compiler may need in other words.
+  """Operations of the chunk form that differ between backends.
 
   Attributes:
-    decays: as `decays`.
-    solve: as `solve_unit_lower`.
-    dot: lists of [..., c, i_j] and [..., i_j, o] -> [..., c, o], the sum of
-      the products of their entries.
+    decays: the decay factors, as `decays`.
+    solve: the unit lower triangular solve, as `solve_unit_lower`.
+    dot: the sum of matmuls of lists of [..., c, i_j] and [..., i_j, o],
+      [..., c, o].
   """
 
   decays: Callable[..., Decays]
@@ -228,11 +277,11 @@ class Form(NamedTuple):
 
 
 def _joint_dot(xs: list[jax.Array], ys: list[jax.Array]) -> jax.Array:
-  """`Form.dot` as one product."""
+  """`Form.dot` as one matmul: [..., c, o]."""
   return jnp.concatenate(xs, axis=-1) @ jnp.concatenate(ys, axis=-2)
 
 
-XLA = Form(decays, solve_unit_lower, _joint_dot)
+XLA = Form(decays=decays, solve=solve_unit_lower, dot=_joint_dot)
 
 
 def chunk_update(
@@ -246,6 +295,7 @@ def chunk_update(
   beta: jax.Array | None,
   erase: jax.Array | float | None = None,
   queries: jax.Array | None = None,
+  read_after: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
   """Rule (A) over a chunk in parallel: equal to `token_update`.
 
@@ -261,7 +311,7 @@ def chunk_update(
     u,
     g,
     eta=column(eta),
-    decay=decays(column(alpha), column(beta)),
+    decay=decays(column(alpha), column(beta), read_after=read_after),
     erase=column(erase),
     queries=queries,
   )
@@ -279,7 +329,7 @@ def decayed_update(
   queries: jax.Array | None = None,
   form: Form = XLA,
 ) -> tuple[jax.Array, Any, Any]:
-  """`chunk_update`, given what its decay factors are.
+  """`chunk_update` with the decay factors already computed.
 
   Args:
     kernel: [..., i, o].
@@ -287,57 +337,62 @@ def decayed_update(
     u: [..., c, i].
     g: [..., c, o].
     eta: [..., c, 1], normalised.
-    decay: of alpha and beta.
+    decay: of alpha and beta; says where queries read.
     erase: as in `chunk_update`, but [..., c, 1].
     queries: [..., c, i], or None.
-    form: of its parts.
+    form: the backend's operations.
 
   Returns:
     (kernel, trace, reads), as `chunk_update`.
   """
   eps = _erase_rates(erase, eta)
-  row = lambda x: jnp.swapaxes(x, -1, -2)
-  # All that a token reads is one product with what it reads from. Decays and
-  # rates scale the other factor, which is the narrower one.
+  before, end = decay.before, decay.end
+  # Concatenate state and writes, so that every read is one matmul. Decays and
+  # rates scale the queries' side, which is the narrower one.
   held = [kernel, g] if trace is None else [kernel, trace, g]
 
-  def incoming(x: jax.Array, scores: jax.Array) -> jax.Array:
-    """Times `held`: what x reads before each token, were nothing erased.
+  def incoming(x: jax.Array, scores: jax.Array, at: Factors) -> jax.Array:
+    """What x reads at each token if nothing is erased, [..., c, o].
 
-    scores: [..., c, c], x times u.
+    Args:
+      x: [..., c, i], queries or inputs.
+      scores: [..., c, c], x times u.
+      at: the decay factors where x reads.
     """
-    factors = [decay.start * x]
+    factors = [at.start * x]
     if trace is not None:
-      factors.append(decay.trace * x)
-    factors.append(-row(eta) * decay.write * scores)
+      factors.append(at.trace * x)
+    factors.append(-_turn(eta) * at.write * scores)
     return form.dot(factors, held)
 
-  change = decay.end_write * eta * g
+  change = end.write * eta * g
   stored: Any = None
   if eps is not None:
     gram = jnp.einsum('...ti,...ji->...tj', u, u)
-    stored = form.solve(row(eps) * decay.keep * gram, incoming(u, gram))
-    change += decay.end_keep * eps * stored
+    left = _turn(eps) * before.keep * gram
+    stored = form.solve(left, incoming(u, gram, before))
+    change += end.keep * eps * stored
 
   reads = None
   if queries is not None:
+    at = before if decay.read is None else decay.read
     match = jnp.einsum('...ti,...ji->...tj', queries, u)
-    reads = incoming(queries, match)
+    reads = incoming(queries, match, at)
     if eps is not None:
-      reads -= (row(eps) * decay.keep * match) @ stored
+      reads -= (_turn(eps) * at.keep * match) @ stored
 
-  ut = jnp.swapaxes(u, -1, -2)
-  new = decay.end_start * kernel - ut @ change
+  ut = _turn(u)
+  new = end.start * kernel - ut @ change
   if trace is None:
     return new, None, reads
-  new += decay.end_trace * trace
+  new += end.trace * trace
   trace = decay.trace_start * trace
   trace -= ut @ (decay.trace_write * eta * g)
   return new, trace, reads
 
 
 def _erase_rates(erase, eta):
-  """eps per token; None where erase is switched off."""
+  """eps per token, shaped like eta; None where erase is switched off."""
   if erase is None:
     return eta
   return None if isinstance(erase, float) and erase == 0.0 else erase

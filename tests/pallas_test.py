@@ -46,16 +46,17 @@ def value_and_gradients(function, *args, seed=3):
   return jit(jax.grad(total, argnums=every, has_aux=True))(*args)
 
 
+@pytest.mark.parametrize('read_after', [True, False])
 @pytest.mark.parametrize('momentum', [True, False])
 @pytest.mark.parametrize('tokens', [8, 16])
-def test_decays(x64, tokens, momentum):
+def test_decays(x64, tokens, momentum, read_after):
   rng = np.random.default_rng(0)
   alpha = jnp.asarray(rng.uniform(0.1, 1.0, (tokens, 1)))
   alpha = alpha.at[3].set(1.0)
   beta = jnp.asarray(rng.uniform(0.0, 0.95, (tokens, 1)))
   args = (alpha, beta) if momentum else (alpha,)
   of = lambda decays: value_and_gradients(
-    lambda *args: decays(args[0], args[1] if momentum else None), *args
+    lambda alpha, beta=None: decays(alpha, beta, read_after=read_after), *args
   )
   assert_same(of(pallas.decays), of(rule.decays), BAR64)
 

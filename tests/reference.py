@@ -134,6 +134,7 @@ def sequence_update(
   beta: Array | None,
   erase: Array | float | None = None,
   queries: Array | None = None,
+  read_after: bool = False,
 ) -> tuple[Array, Array | None, Array | None]:
   """Rule (A) over the tokens of one sequence (Eq. 57 and 88, with momentum).
 
@@ -150,10 +151,11 @@ def sequence_update(
     beta: Momentum factors [c], or None for no momentum.
     erase: Erase rates [c]; None for `eta`; 0.0 for no erase.
     queries: Queries [c, i], or None.
+    read_after: Whether a token reads K_t in the place of K_{t-1}.
 
   Returns:
-    K_C, S_C (None without momentum) and the reads q_t K_{t-1} [c, o] (None
-    without queries).
+    K_C, S_C (None without momentum) and the reads q_t K_{t-1} or q_t K_t
+    [c, o] (None without queries).
   """
   tokens, width = u.shape
   if erase is None:
@@ -161,7 +163,7 @@ def sequence_update(
   erase = np.broadcast_to(erase, (tokens,))
   reads = []
   for t in range(tokens):
-    if queries is not None:
+    if queries is not None and not read_after:
       reads.append(queries[t] @ kernel)
     write = -eta[t] * np.outer(u[t], g[t])
     if trace is None:
@@ -171,6 +173,8 @@ def sequence_update(
       step = trace
     transition = alpha[t] * np.eye(width) - erase[t] * np.outer(u[t], u[t])
     kernel = transition @ kernel + step
+    if queries is not None and read_after:
+      reads.append(queries[t] @ kernel)
   return kernel, trace, None if queries is None else np.stack(reads)
 
 
@@ -185,6 +189,7 @@ def batched_update(
   beta: Array | None,
   erase: Array | float | None = None,
   queries: Array | None = None,
+  read_after: bool = False,
 ) -> tuple[Array, Array | None, Array | None]:
   """`sequence_update` for each index of the leading dimensions."""
   lead = kernel.shape[:-2]
@@ -203,6 +208,7 @@ def batched_update(
       beta=at(beta, index),
       erase=at(erase, index),
       queries=at(queries, index),
+      read_after=read_after,
     )
     for index in np.ndindex(lead)
   ]

@@ -15,6 +15,9 @@ CASES = (
   'momentum',
   'momentum_plain',
   'momentum_gated',
+  'delta_after',
+  'plain_after',
+  'momentum_gated_after',
 )
 BAR = 1e-12
 GRADIENT_BAR = 1e-10
@@ -25,7 +28,8 @@ def make(case, tokens, *, lead=(2,), width=6, output=5, seed=0):
   """Random inputs for a case; a dict of float64 arrays, absent means None.
 
   The case says whether there is momentum and how the rule erases: at eta'
-  ('delta'), not at all ('plain'), or at a given alpha eta' ('gated').
+  ('delta'), not at all ('plain'), or at a given alpha eta' ('gated'); with
+  'after', tokens read after their own write.
   """
   rng = np.random.default_rng(seed)
   u = rng.normal(size=(*lead, tokens, width)) / np.sqrt(width)
@@ -41,14 +45,14 @@ def make(case, tokens, *, lead=(2,), width=6, output=5, seed=0):
   if case.startswith('momentum'):
     inputs['trace'] = rng.normal(size=(*lead, width, output))
     inputs['beta'] = rng.uniform(0.5, 0.95, size=(*lead, tokens))
-  if case.endswith('gated'):
+  if 'gated' in case:
     inputs['erase'] = inputs['alpha'] * inputs['eta']
   return inputs
 
 
 def call(update, case, inputs):
   """The outputs of an update that are not None, in a list."""
-  erase = 0.0 if case.endswith('plain') else inputs.get('erase')
+  erase = 0.0 if 'plain' in case else inputs.get('erase')
   outputs = update(
     inputs['kernel'],
     inputs.get('trace'),
@@ -59,6 +63,7 @@ def call(update, case, inputs):
     beta=inputs.get('beta'),
     erase=erase,
     queries=inputs.get('queries'),
+    read_after=case.endswith('after'),
   )
   assert len(outputs) == 3
   assert (outputs[1] is None) == ('trace' not in inputs)

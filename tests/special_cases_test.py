@@ -35,16 +35,19 @@ def drive(
   name,
   trace=None,
   beta=None,
+  read='before',
 ):
   """A linear memory over a sequence; errors at each chunk's start.
 
   An erase of None means no erase. Returns the kernel, the trace and the reads
-  before each token.
+  before or after each token's write.
   """
   state = {'kernel': data['state'].T}
   if beta is not None:
     state['trace'] = trace
   case = 'plain' if erase is None else 'gated'
+  if read == 'after':
+    case += '_after'
   reads = []
   for start in range(0, len(data['k']), chunk):
     at = slice(start, start + chunk)
@@ -66,18 +69,23 @@ def drive(
   return state['kernel'], state.get('trace'), np.concatenate(reads)
 
 
-def assert_states(kernel, reads, states, data):
-  """Against the published states [t + 1, o, i], with o_t = S_{t-1} q_t."""
+def assert_states(kernel, reads, states, data, read='before'):
+  """Against the published states [t + 1, o, i], with o_t = S_{t-1} q_t.
+
+  With `read='after'`, o_t = S_t q_t, as the papers of linear memories have it.
+  """
   assert_close(kernel, states[-1].T, BAR)
-  expected = [s @ q for s, q in zip(states[:-1], data['q'], strict=True)]
+  seen = states[:-1] if read == 'before' else states[1:]
+  expected = [s @ q for s, q in zip(seen, data['q'], strict=True)]
   assert_close(reads, np.stack(expected), BAR)
 
 
 STATE_FREE = [('chunk', 16), ('chunk', 41), ('chunk', 1), ('token', 41)]
 
 
+@pytest.mark.parametrize('read', ['before', 'after'])
 @pytest.mark.parametrize('name, chunk', STATE_FREE)
-def test_delta_net(x64, name, chunk):
+def test_delta_net(x64, name, chunk, read):
   data = sequence()
   kernel, _, reads = drive(
     data,
@@ -87,15 +95,17 @@ def test_delta_net(x64, name, chunk):
     erase=data['rate'],
     chunk=chunk,
     name=name,
+    read=read,
   )
   states = reference.delta_net(
     data['state'], data['k'], data['v'], data['rate']
   )
-  assert_states(kernel, reads, states, data)
+  assert_states(kernel, reads, states, data, read)
 
 
+@pytest.mark.parametrize('read', ['before', 'after'])
 @pytest.mark.parametrize('name, chunk', STATE_FREE)
-def test_gated_delta_net(x64, name, chunk):
+def test_gated_delta_net(x64, name, chunk, read):
   data = sequence()
   kernel, _, reads = drive(
     data,
@@ -105,15 +115,17 @@ def test_gated_delta_net(x64, name, chunk):
     erase=data['alpha'] * data['rate'],
     chunk=chunk,
     name=name,
+    read=read,
   )
   states = reference.gated_delta_net(
     data['state'], data['k'], data['v'], data['alpha'], data['rate']
   )
-  assert_states(kernel, reads, states, data)
+  assert_states(kernel, reads, states, data, read)
 
 
+@pytest.mark.parametrize('read', ['before', 'after'])
 @pytest.mark.parametrize('name, chunk', STATE_FREE)
-def test_linear_attention(x64, name, chunk):
+def test_linear_attention(x64, name, chunk, read):
   data = sequence()
   kernel, _, reads = drive(
     data,
@@ -123,13 +135,15 @@ def test_linear_attention(x64, name, chunk):
     erase=None,
     chunk=chunk,
     name=name,
+    read=read,
   )
   states = reference.linear_attention(data['state'], data['k'], data['v'])
-  assert_states(kernel, reads, states, data)
+  assert_states(kernel, reads, states, data, read)
 
 
+@pytest.mark.parametrize('read', ['before', 'after'])
 @pytest.mark.parametrize('name, chunk', STATE_FREE)
-def test_retention(x64, name, chunk):
+def test_retention(x64, name, chunk, read):
   data = sequence()
   kernel, _, reads = drive(
     data,
@@ -139,9 +153,10 @@ def test_retention(x64, name, chunk):
     erase=None,
     chunk=chunk,
     name=name,
+    read=read,
   )
   states = reference.retention(data['state'], data['k'], data['v'], 0.9)
-  assert_states(kernel, reads, states, data)
+  assert_states(kernel, reads, states, data, read)
 
 
 @pytest.mark.parametrize('name', UPDATES)

@@ -41,7 +41,10 @@ def _places(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
 
 
 def decays(
-  alpha: jax.Array, beta: jax.Array | None, valid: None = None
+  alpha: jax.Array,
+  beta: jax.Array | None,
+  valid: None = None,
+  read_after: bool = False,
 ) -> rule.Decays:
   """`rule.decays` of one head, without cumulative sums and odd slices.
 
@@ -51,6 +54,7 @@ def decays(
     alpha: [c, 1].
     beta: [c, 1]; None: no momentum.
     valid: None, since all tokens of whole chunks count.
+    read_after: as in `rule.decays`.
   """
   del valid
   c = alpha.shape[0]
@@ -70,26 +74,45 @@ def decays(
     exponent = jnp.where(mask, column - row, 0)
     return jnp.where(mask, jnp.exp(exponent), 0)
 
-  log, column, row, total = sums(alpha)
-  start, keep = jnp.exp(column - log), table(j < t, column - log, row)
-  end_start, end_keep = jnp.exp(total), jnp.exp(total - column)
-  if beta is None:
-    return rule.Decays(
-      *(start, keep, keep, None),
-      *(end_start, end_keep, end_keep, None),
-      None,
-      None,
+  through, sums_beta = None, None
+  if beta is not None:
+    sums_beta = sums(beta)
+    through = table(j <= t, sums_beta[1], sums_beta[2])
+
+  def factors(start, keep):
+    """Of rows of tokens: with what momentum adds."""
+    if sums_beta is None:
+      return rule.Factors(start=start, keep=keep, write=keep)
+    return rule.Factors(
+      start=start,
+      keep=keep,
+      write=keep @ through,
+      trace=jnp.sum(keep * jnp.exp(sums_beta[2]), axis=1, keepdims=True),
     )
-  _, column, row, total = sums(beta)
-  through = table(j <= t, column, row)
-  write = keep @ through
-  trace = jnp.sum(keep * jnp.exp(row), axis=1, keepdims=True)
+
+  log, column, row, total = sums(alpha)
+  before = factors(jnp.exp(column - log), table(j < t, column - log, row))
+  read = None
+  if read_after:
+    read = factors(jnp.exp(column), table(j <= t, column, row))
+  end_start, end_keep = jnp.exp(total), jnp.exp(total - column)
+  if sums_beta is None:
+    end = rule.Factors(start=end_start, keep=end_keep, write=end_keep)
+    return rule.Decays(before=before, end=end, read=read)
+  _, column, row, total = sums_beta
   end_write = jnp.sum(end_keep * through, axis=0, keepdims=True)
-  end_trace = jnp.sum(end_keep * jnp.exp(column), axis=0, keepdims=True)
+  end = rule.Factors(
+    start=end_start,
+    keep=end_keep,
+    write=jnp.swapaxes(end_write, 0, 1),
+    trace=jnp.sum(end_keep * jnp.exp(column), axis=0, keepdims=True),
+  )
   return rule.Decays(
-    *(start, keep, write, trace),
-    *(end_start, end_keep, jnp.swapaxes(end_write, 0, 1), end_trace),
-    *(jnp.exp(total), jnp.exp(total - column)),
+    before=before,
+    end=end,
+    trace_start=jnp.exp(total),
+    trace_write=jnp.exp(total - column),
+    read=read,
   )
 
 

@@ -53,6 +53,7 @@ def token_update(
   beta: jax.Array | None,
   erase: jax.Array | float | None = None,
   queries: jax.Array | None = None,
+  read_after: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
   """Rule (A), one token after another: the slow form, and the oracle.
 
@@ -66,11 +67,12 @@ def token_update(
     beta: [..., c], momentum factor, in [0, 1], or None.
     erase: [..., c], eps; None: eta, that is DGD; the float 0.0: no erase.
     queries: [..., c, i], or None: nothing is read.
+    read_after: False reads K_{t-1}, the kernel before the token's own write;
+      True reads K_t, as published linear recurrences do.
 
   Returns:
     (K_c, S_c, reads): the state after the last token and, for each token, its
-    query times the kernel before that token, [..., c, o] (None without
-    queries).
+    query times the kernel that it reads, [..., c, o] (None without queries).
   """
   decayed = _erase_rates(erase, eta)
   time_major = lambda x, rank: None if x is None else jnp.moveaxis(x, -rank, 0)
@@ -88,7 +90,6 @@ def token_update(
     kernel, trace = state
     u, g, eta, alpha, beta, eps, q = x
     per_kernel = lambda rate: rate[..., None, None]
-    read = None if q is None else jnp.einsum('...i,...io->...o', q, kernel)
     write = -per_kernel(eta) * u[..., :, None] * g[..., None, :]
     if trace is not None:
       write = trace = per_kernel(beta) * trace + write
@@ -96,7 +97,10 @@ def token_update(
     if eps is not None:
       stored = jnp.einsum('...i,...io->...o', u, kernel)
       new -= per_kernel(eps) * u[..., :, None] * stored[..., None, :]
-    return (new, trace), read
+    if q is None:
+      return (new, trace), None
+    seen = new if read_after else kernel
+    return (new, trace), jnp.einsum('...i,...io->...o', q, seen)
 
   (kernel, trace), reads = lax.scan(step, (kernel, trace), xs)
   return kernel, trace, None if reads is None else jnp.moveaxis(reads, 0, -2)
@@ -143,38 +147,53 @@ def _products_bwd(table, table_bar):
 products.defvjp(_products_fwd, _products_bwd)
 
 
-class Decays(NamedTuple):
-  """What is left, within a chunk of c tokens, of what came before.
+class Factors(NamedTuple):
+  """What is left, at some places of a chunk of c tokens, of what came before.
+
+  The places are rows: one per token in `Decays.before` and `Decays.read`, and
+  the chunk's end in `Decays.end`, whose `keep` and `write` are columns.
 
   Attributes:
-    start: [..., c, 1], before each token, of the kernel at the chunk's start.
-    keep: [..., c, c], A: before token t, of the kernel after token j.
-    write: [..., c, c], P: before token t, of the write at token j; A without
+    start: [..., c, 1], of the kernel at the chunk's start.
+    keep: [..., c, c], A: at place t, of the kernel after token j.
+    write: [..., c, c], P: at place t, of the write at token j; A without
       momentum.
-    trace: [..., c, 1], p: before each token, of the incoming trace, in the
-      kernel; None without momentum, as all traces below.
-    end_start: [..., 1, 1], as `start` after the last token.
-    end_keep: [..., c, 1], as `keep` after the last token, of each token.
-    end_write: [..., c, 1], as `write` after the last token.
-    end_trace: [..., 1, 1], as `trace` after the last token.
-    trace_start: [..., 1, 1], of the incoming trace, in the trace at the end.
-    trace_write: [..., c, 1], of the write at each token, in that trace.
+    trace: [..., c, 1], p: of the incoming trace, in the kernel; None without
+      momentum.
   """
 
   start: jax.Array
   keep: jax.Array
   write: jax.Array
-  trace: Any
-  end_start: jax.Array
-  end_keep: jax.Array
-  end_write: jax.Array
-  end_trace: Any
-  trace_start: Any
-  trace_write: Any
+  trace: Any = None
+
+
+class Decays(NamedTuple):
+  """The decay factors of a chunk of c tokens.
+
+  Attributes:
+    before: before each token.
+    end: after the last token: start and trace [..., 1, 1], keep and write
+      [..., c, 1].
+    trace_start: [..., 1, 1], of the incoming trace, in the trace at the end;
+      None without momentum.
+    trace_write: [..., c, 1], of the write at each token, in that trace; None
+      without momentum.
+    read: where queries read, if not before their token; None: before it.
+  """
+
+  before: Factors
+  end: Factors
+  trace_start: Any = None
+  trace_write: Any = None
+  read: Factors | None = None
 
 
 def decays(
-  alpha: jax.Array, beta: jax.Array | None, valid: jax.Array | None = None
+  alpha: jax.Array,
+  beta: jax.Array | None,
+  valid: jax.Array | None = None,
+  read_after: bool = False,
 ) -> Decays:
   """The decay factors of a chunk.
 
@@ -184,6 +203,7 @@ def decays(
     valid: bool, [c] or [b, 1, c] for alpha [b, n, c, 1]; a token where it is
       False leaves kernel and trace as they are, provided that its eta is 0.
       None: all tokens count.
+    read_after: whether queries read after their token's own write.
   """
   alpha = alpha[..., 0]
   beta = None if beta is None else beta[..., 0]
@@ -192,24 +212,37 @@ def decays(
     beta = None if beta is None else jnp.where(valid, beta, 1)
   kernel = products(alpha)
   start, keep = kernel[..., :1], kernel[..., 1:]
-  before, end = lambda x: x[..., :-1, :], lambda x: x[..., -1:, :]
-  column = lambda x: jnp.swapaxes(end(x), -1, -2)
-  if beta is None:
-    return Decays(
-      *(before(start), before(keep), before(keep), None),
-      *(end(start), column(keep), column(keep), None, None, None),
+  write, trace, momentum = keep, None, None
+  if beta is not None:
+    momentum = products(beta)
+    # The trace is added to the kernel at every token that counts.
+    added = keep if valid is None else jnp.where(valid[..., None, :], keep, 0)
+    through = added @ momentum[..., 1:, :]
+    trace, write = through[..., :1], through[..., 1:]
+
+  def places(first: int | None, last: int | None) -> Factors:
+    """Rows of the tables, one per state of the chunk."""
+    at = slice(first, last)
+    return Factors(
+      start=start[..., at, :],
+      keep=keep[..., at, :],
+      write=write[..., at, :],
+      trace=None if trace is None else trace[..., at, :],
     )
-  momentum = products(beta)
-  # The trace is added to the kernel at every token that counts.
-  added = keep if valid is None else jnp.where(valid[..., None, :], keep, 0)
-  through = added @ momentum[..., 1:, :]
-  trace, write = through[..., :1], through[..., 1:]
+
+  end = places(-1, None)
   return Decays(
-    *(before(start), before(keep), before(write), before(trace)),
-    *(end(start), column(keep), column(write), end(trace)),
-    end(momentum[..., :1]),
-    column(momentum[..., 1:]),
+    before=places(None, -1),
+    end=end._replace(keep=_turn(end.keep), write=_turn(end.write)),
+    trace_start=None if momentum is None else momentum[..., -1:, :1],
+    trace_write=None if momentum is None else _turn(momentum[..., -1:, 1:]),
+    read=places(1, None) if read_after else None,
   )
+
+
+def _turn(x: jax.Array) -> jax.Array:
+  """[..., r, s] as [..., s, r]."""
+  return jnp.swapaxes(x, -1, -2)
 
 
 class Form(NamedTuple):
@@ -246,6 +279,7 @@ def chunk_update(
   beta: jax.Array | None,
   erase: jax.Array | float | None = None,
   queries: jax.Array | None = None,
+  read_after: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
   """Rule (A) over a chunk in parallel: equal to `token_update`.
 
@@ -261,7 +295,7 @@ def chunk_update(
     u,
     g,
     eta=column(eta),
-    decay=decays(column(alpha), column(beta)),
+    decay=decays(column(alpha), column(beta), read_after=read_after),
     erase=column(erase),
     queries=queries,
   )
@@ -287,7 +321,7 @@ def decayed_update(
     u: [..., c, i].
     g: [..., c, o].
     eta: [..., c, 1], normalised.
-    decay: of alpha and beta.
+    decay: of alpha and beta; says where queries read.
     erase: as in `chunk_update`, but [..., c, 1].
     queries: [..., c, i], or None.
     form: of its parts.
@@ -296,41 +330,43 @@ def decayed_update(
     (kernel, trace, reads), as `chunk_update`.
   """
   eps = _erase_rates(erase, eta)
-  row = lambda x: jnp.swapaxes(x, -1, -2)
+  before, end = decay.before, decay.end
   # All that a token reads is one product with what it reads from. Decays and
   # rates scale the other factor, which is the narrower one.
   held = [kernel, g] if trace is None else [kernel, trace, g]
 
-  def incoming(x: jax.Array, scores: jax.Array) -> jax.Array:
-    """Times `held`: what x reads before each token, were nothing erased.
+  def incoming(x: jax.Array, scores: jax.Array, at: Factors) -> jax.Array:
+    """Times `held`: what x reads at each token, were nothing erased.
 
     scores: [..., c, c], x times u.
     """
-    factors = [decay.start * x]
+    factors = [at.start * x]
     if trace is not None:
-      factors.append(decay.trace * x)
-    factors.append(-row(eta) * decay.write * scores)
+      factors.append(at.trace * x)
+    factors.append(-_turn(eta) * at.write * scores)
     return form.dot(factors, held)
 
-  change = decay.end_write * eta * g
+  change = end.write * eta * g
   stored: Any = None
   if eps is not None:
     gram = jnp.einsum('...ti,...ji->...tj', u, u)
-    stored = form.solve(row(eps) * decay.keep * gram, incoming(u, gram))
-    change += decay.end_keep * eps * stored
+    right = incoming(u, gram, before)
+    stored = form.solve(_turn(eps) * before.keep * gram, right)
+    change += end.keep * eps * stored
 
   reads = None
   if queries is not None:
+    at = before if decay.read is None else decay.read
     match = jnp.einsum('...ti,...ji->...tj', queries, u)
-    reads = incoming(queries, match)
+    reads = incoming(queries, match, at)
     if eps is not None:
-      reads -= (row(eps) * decay.keep * match) @ stored
+      reads -= (_turn(eps) * at.keep * match) @ stored
 
-  ut = jnp.swapaxes(u, -1, -2)
-  new = decay.end_start * kernel - ut @ change
+  ut = _turn(u)
+  new = end.start * kernel - ut @ change
   if trace is None:
     return new, None, reads
-  new += decay.end_trace * trace
+  new += end.trace * trace
   trace = decay.trace_start * trace
   trace -= ut @ (decay.trace_write * eta * g)
   return new, trace, reads

@@ -186,25 +186,29 @@ class InContextLevel(nnx.Module):
     gates = jax.nn.sigmoid(at_least_float32(self.gates(z)))
     base = mlp.spread(self._kernels(), x.shape[0])
 
-    def body(base, start, now, trace, block, valid, form):
-      z, k, v, gates = block
-      eta = gates[..., :1] / (self.period * width)
-      if valid is not None:
-        eta = jnp.where(valid[..., None], eta, 0)
+    def body(step: stream.Step):
+      z, k, v, gates = step.x
+      eta = step.counted(gates[..., :1] / (self.period * width))
       new, trace, _ = mlp.learn(
-        base,
-        start,
-        now,
-        trace,
-        k,
-        (v[..., None, :, :],),
-        mlp.Rates(
-          eta, eta, form.decays(gates[..., 1:], None, valid), True, None, form
+        step.consts,
+        step.start,
+        step.now,
+        step.trace,
+        k=k,
+        targets=(v[..., None, :, :],),
+        rates=mlp.Rates(
+          up=eta,
+          down=eta,
+          decay=step.form.decays(gates[..., 1:], None, step.valid),
+          erase=True,
+          error_max=None,
+          form=step.form,
         ),
-        self.objective,
+        objective=self.objective,
         residual=False,
       )
-      (y,) = mlp.forward(mlp.add(base, start), z, residual=False)
+      frozen = mlp.add(step.consts, step.start)
+      (y,) = mlp.forward(frozen, z, residual=False)
       return new, trace, y[..., 0, :, :]
 
     one_head = lambda a: a[:, :, None]
@@ -220,7 +224,7 @@ class InContextLevel(nnx.Module):
       state.memory,
       position,
       placement.constrain(xs, 'level'),
-      self.period,
+      chunk=self.period,
       starts=starts,
     )
     if spoiled is not None:

@@ -206,6 +206,7 @@ def learn(
   start: Kernels,
   now: Kernels,
   trace: Kernels | None,
+  *,
   k: jax.Array,
   targets: tuple[jax.Array, ...],
   rates: Rates,

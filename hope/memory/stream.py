@@ -69,12 +69,41 @@ class _Marks(NamedTuple):
   valid: jax.Array | None
 
 
+class Step(NamedTuple):
+  """What a memory computes one block of tokens from.
+
+  Attributes:
+    consts: tree of [b, n, ...], the same at every block.
+    start: kernels at the chunk's start; None where the state has none.
+    now: kernels before the block.
+    trace: momentum traces before the block, or None.
+    x: the block's tokens, a tree of [b, n, c, ...].
+    valid: bool [c] or [b, 1, c], which of them count; None: all.
+    form: of the parts of the rule.
+  """
+
+  consts: Any
+  start: Any
+  now: Any
+  trace: Any
+  x: Any
+  valid: jax.Array | None
+  form: rule.Form
+
+  def counted(self, rate: jax.Array) -> jax.Array:
+    """Rates [b, n, c, 1] of writes, 0 at the tokens that do not count."""
+    if self.valid is None:
+      return rate
+    return jnp.where(self.valid[..., None], rate, 0)
+
+
 def run(
-  body: Callable[..., tuple[Any, Any, Any]],
+  body: Callable[[Step], tuple[Any, Any, Any]],
   consts: Any,
   state: Any,
   position: jax.Array | None,
   xs: Any,
+  *,
   chunk: int,
   kernel: str = 'xla',
   starts: jax.Array | None = None,
@@ -83,12 +112,12 @@ def run(
   """Scans `body` over the blocks of a piece.
 
   Args:
-    body: (consts, start, now, trace, x, valid, form) -> (now, trace, y), where
-      x holds one block of xs, [b, n, c, ...], `valid` [c] or [b, 1, c] says
-      which of its tokens count (None: all), `form` is of the rule's parts, and
-      y is [b, n, c, ...]. For 'pallas' it is called without b and n.
+    body: of a `Step`, gives (now, trace, y), y a tree of [b, n, c, ...]. For
+      'pallas' it is called without b and n.
     consts: tree of [b, n, ...], the same at every block.
-    state: mlp.State, or a tree of them (any tree with start, now and trace).
+    state: mlp.State, whose kernels may be any tree of [b, n, ...]. A memory
+      that reads nothing from the state at its chunk's start keeps none: its
+      state has `start=None`.
     position: int32 [] or [b], tokens since the chunk began; None: zero, known
       before compilation.
     xs: tree of [b, t, n, ...].
@@ -115,9 +144,9 @@ def run(
       consts,
       state,
       part(xs, whole),
-      chunk,
-      part(starts, whole),
-      initial,
+      chunk=chunk,
+      starts=part(starts, whole),
+      initial=initial,
     )
     if whole == t:
       return state, position, ys
@@ -127,7 +156,7 @@ def run(
       state,
       None if starts is None else position,
       part(xs, whole, None),
-      chunk,
+      chunk=chunk,
       starts=part(starts, whole, None),
       initial=initial,
     )
@@ -161,7 +190,8 @@ def run(
       carry = _reset(marks.reset, carry, initial)
     start, now, trace = carry
     if full and block == chunk:
-      now, trace, y = body(consts, now, now, trace, x, None, rule.XLA)
+      seen = now if keeps_start else None
+      now, trace, y = body(Step(consts, seen, now, trace, x, None, rule.XLA))
       return (start, now, trace), y
     if marks is not None:
       valid, complete = marks.valid, marks.complete
@@ -172,10 +202,13 @@ def run(
         valid = (place >= offset) & (place < offset + t)
       end = (j + 1) * block - offset
       complete = (end <= t) & ((position + end) % chunk == 0)
-    now, trace, y = body(consts, start, now, trace, x, valid, rule.XLA)
-    return (_where(complete, now, start), now, trace), y
+    now, trace, y = body(Step(consts, start, now, trace, x, valid, rule.XLA))
+    if keeps_start:
+      start = _where(complete, now, start)
+    return (start, now, trace), y
 
   start, now, trace = state
+  keeps_start = start is not None
   if full and block == chunk:
     start = None  # not carried: it is `now` at every block
   # Of a block, the backward pass keeps the state before it and what was solved
@@ -187,7 +220,7 @@ def run(
     (start, now, trace),
     (jax.tree.map(lay, xs), jnp.arange(count), marks),
   )
-  if full and block == chunk:
+  if full and block == chunk and keeps_start:
     start = now
 
   def unlay(y):
@@ -316,19 +349,23 @@ def _run_whole(body, consts, state, xs, chunk, starts, initial):
       carry = _reset(reset, carry, initial)
     start, now, trace = carry
     if block == chunk:
-      now, trace, y = body(consts, now, now, trace, x, None, pallas.FORM)
+      seen = now if keeps_start else None
+      now, trace, y = body(Step(consts, seen, now, trace, x, None, pallas.FORM))
       return (None, now, trace), y
-    now, trace, y = body(consts, start, now, trace, x, None, pallas.FORM)
-    return (_where(complete, now, start), now, trace), y
+    now, trace, y = body(Step(consts, start, now, trace, x, None, pallas.FORM))
+    if keeps_start:
+      start = _where(complete, now, start)
+    return (start, now, trace), y
 
   start, now, trace = state
+  keeps_start = start is not None
   if block == chunk:
     start = None
   xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), xs)
   (start, now, trace), ys = pallas.scan(
     step, (consts, initial), (start, now, trace), (xs, marks), block
   )
-  if block == chunk:
+  if block == chunk and keeps_start:
     start = now
   ys = jax.tree.map(lambda y: jnp.moveaxis(y, 2, 1), ys)
   return mlp.State(start, now, trace), position, _spoil(misplaced, ys)

@@ -380,19 +380,18 @@ class SelfReferentialTitans(nnx.Module):
     rate = mlp.spread(jax.nn.sigmoid(rate[...])[..., None, None], batch)
     return rate[:, 0], rate[:, 1]
 
-  def _rates(self, eta, alpha, beta, rate, chunk, valid, form) -> mlp.Rates:
+  def _rates(self, step, eta, alpha, beta, rate, chunk) -> mlp.Rates:
     eta = self.eta_max(chunk) * eta
     if beta is not None:
       eta *= 1 - beta
-    if valid is not None:
-      eta = jnp.where(valid[..., None], eta, 0)
+    eta = step.counted(eta)
     return mlp.Rates(
-      eta * rate[0],
-      eta * rate[1],
-      form.decays(alpha, beta, valid),
-      self.options.erase,
-      self.options.error_max,
-      form,
+      up=eta * rate[0],
+      down=eta * rate[1],
+      decay=step.form.decays(alpha, beta, step.valid),
+      erase=self.options.erase,
+      error_max=self.options.error_max,
+      form=step.form,
     )
 
   def _project(self, sources, state: TitansState, starts):
@@ -413,14 +412,21 @@ class SelfReferentialTitans(nnx.Module):
       self._spread_rate(self.projection_rate, batch),
     )
 
-    def body(consts, start, now, trace, x, valid, form):
-      base, biases, rate = consts
-      frozen = mlp.add(base, start)
-      q, k, v, eta, alpha = self._generate(frozen, biases, x)
-      rates = self._rates(eta, alpha, x[3], rate, chunk, valid, form)
+    def body(step: stream.Step):
+      base, biases, rate = step.consts
+      frozen = mlp.add(base, step.start)
+      q, k, v, eta, alpha = self._generate(frozen, biases, step.x)
+      rates = self._rates(step, eta, alpha, step.x[3], rate, chunk)
       targets = self._targets(frozen, v)
       new, new_trace, _ = mlp.learn(
-        base, start, now, trace, k, targets, rates, self.options.objective
+        base,
+        step.start,
+        step.now,
+        step.trace,
+        k=k,
+        targets=targets,
+        rates=rates,
+        objective=self.options.objective,
       )
       return new, new_trace, (q, k, v, eta, alpha)
 
@@ -430,10 +436,10 @@ class SelfReferentialTitans(nnx.Module):
       state.projections,
       state.projection_position,
       sources,
-      chunk,
-      self.kernel,
-      starts,
-      self._begin(kernels, starts),
+      chunk=chunk,
+      kernel=self.kernel,
+      starts=starts,
+      initial=self._begin(kernels, starts),
     )
     return placement.constrain(ys, 'heads'), new, position
 
@@ -446,23 +452,23 @@ class SelfReferentialTitans(nnx.Module):
       self._spread_rate(self.memory_rate, batch),
     )
 
-    def body(consts, start, now, trace, x, valid, form):
-      base, rate = consts
-      (q, k, v, eta, alpha), beta = x
-      frozen = mlp.add(base, start)
+    def body(step: stream.Step):
+      base, rate = step.consts
+      (q, k, v, eta, alpha), beta = step.x
+      frozen = mlp.add(base, step.start)
       targets = (v[..., None, :, :],)
       if options.self_target:
         targets = self._targets(frozen, v)
       new, new_trace, reads = mlp.learn(
         base,
-        start,
-        now,
-        trace,
-        k,
-        targets,
-        self._rates(eta, alpha, beta, rate, chunk, valid, form),
-        options.objective,
-        q if options.read == 'token' else None,
+        step.start,
+        step.now,
+        step.trace,
+        k=k,
+        targets=targets,
+        rates=self._rates(step, eta, alpha, beta, rate, chunk),
+        objective=options.objective,
+        queries=q if options.read == 'token' else None,
       )
       if options.read == 'chunk':
         reads = mlp.forward(frozen, q)
@@ -474,10 +480,10 @@ class SelfReferentialTitans(nnx.Module):
       state.memory,
       state.memory_position,
       (projected, beta),
-      chunk,
-      self.kernel,
-      starts,
-      self._begin(self.memory.kernels(), starts),
+      chunk=chunk,
+      kernel=self.kernel,
+      starts=starts,
+      initial=self._begin(self.memory.kernels(), starts),
     )
     return placement.constrain(y, 'heads'), new, position
 

@@ -1,8 +1,8 @@
-"""A token that is not finite spoils itself and what comes after it, no more.
+"""Keeps a NaN or infinity from tokens that do not depend on it.
 
-In the chunk form, what a token does not see is multiplied by 0, and 0 * NaN is
-NaN: a NaN would reach all tokens of its block. So such a token is computed as
-zeros, and what depends on it is made NaN afterwards.
+The chunk form multiplies what a token does not see by 0, and 0 * NaN is NaN: a
+NaN would reach all tokens of its block. So a token that is not finite is
+computed as zeros, and what depends on it is made NaN afterwards.
 """
 
 import functools
@@ -61,8 +61,8 @@ def isolate_seen(
     seen.astype(jnp.float32),
     (~kept).astype(jnp.float32),
   )
-  clear = lambda x: jnp.where(kept[..., None], x, 0)
-  return tuple(map(clear, xs)), counts > 0
+  cleared = tuple(jnp.where(kept[..., None], x, 0) for x in xs)
+  return cleared, counts > 0
 
 
 def spoil(tree: Any, spoiled: jax.Array | None) -> Any:

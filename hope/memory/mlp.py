@@ -1,4 +1,4 @@
-"""Memories that share their key: their values, errors and learning.
+"""Memories that share a key: their values, errors and learning.
 
 A memory is M(z) = z + act(z @ up) @ down (Eq. 89 of arXiv:2512.24695), or
 linear, M(z) = z @ down. Memories whose values have the same role, and so the
@@ -53,9 +53,9 @@ def _features(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   """Pre-activations [..., c, m f] of all, features [..., m, c, f] by group."""
   if kernels.up is None:
-    shape = lambda m: (*z.shape[:-2], m, *z.shape[-2:])
+    *lead, c, i = z.shape
     return z, tuple(
-      jnp.broadcast_to(z[..., None, :, :], shape(x.shape[-3]))
+      jnp.broadcast_to(z[..., None, :, :], (*lead, x.shape[-3], c, i))
       for x in kernels.down
     )
   pre = z @ kernels.up
@@ -71,7 +71,7 @@ def _split(x: jax.Array, kernels: Kernels) -> tuple[jax.Array, ...]:
 
 
 def _join(xs: list[jax.Array]) -> jax.Array:
-  """The inverse of `_split`."""
+  """The inverse of `_split`: [..., c, m f]."""
   x = jnp.moveaxis(jnp.concatenate(xs, axis=-3), -3, -2)
   return x.reshape(*x.shape[:-2], -1)
 
@@ -105,7 +105,16 @@ def forward(
 
 
 def select(kernels: Kernels, first: int, last: int) -> Kernels:
-  """The memories first, ..., last - 1, counted through all groups."""
+  """The memories first, ..., last - 1, counted through all groups.
+
+  Args:
+    kernels: up [..., i, m f], down [..., m, f, o] of each group.
+    first: the first memory.
+    last: one past the last memory.
+
+  Returns:
+    The kernels of these memories, without groups that have none of them.
+  """
   up, f, down = kernels.up, kernels.down[0].shape[-2], []
   if up is not None:
     up = up[..., first * f : last * f]
@@ -118,7 +127,15 @@ def select(kernels: Kernels, first: int, last: int) -> Kernels:
 
 
 def stack(groups: list[list[Kernels]]) -> Kernels:
-  """Single memories as groups, each a list of those of the same width o."""
+  """Puts single memories together.
+
+  Args:
+    groups: lists of memories of the same width o, each up [..., i, f] and down
+      ([..., 1, f, o],).
+
+  Returns:
+    up [..., i, m f] of all, down [..., m, f, o] of each group.
+  """
   every = [memory for group in groups for memory in group]
   up = None
   if every[0].up is not None:
@@ -133,16 +150,16 @@ def stack(groups: list[list[Kernels]]) -> Kernels:
 
 
 def spread(tree: Any, batch: int) -> Any:
-  """Parameters as every stream of a batch sees them, [batch, ...].
+  """Parameters [...] as every stream of a batch sees them, [batch, ...].
 
-  Spread before a scan, so that their gradient is summed over the batch, and
-  over the devices that hold it, once and not at every chunk.
+  Spread before a scan, so that their gradient is summed over the batch (and
+  over the devices that hold it) once, not at every chunk.
   """
   return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape)), tree)
 
 
 def add(base: Any, kernels: Any) -> Any:
-  """The kernels in force: these, plus the base that they deviate from."""
+  """The kernels in force: deviations plus the base; both trees of [...]."""
   return kernels if base is None else jax.tree.map(jnp.add, base, kernels)
 
 
@@ -155,7 +172,7 @@ class Rates(NamedTuple):
     decay: of the chunk's tokens.
     erase: whether the erase term is on.
     error_max: largest norm of a layer's error; None: no bound.
-    form: of the parts of the rule.
+    form: the backend's operations.
   """
 
   up: jax.Array
@@ -174,15 +191,16 @@ def _errors(
   residual: bool,
   error_max: float | None,
 ) -> tuple[tuple[jax.Array, ...], Kernels]:
-  """What the layers learn from, by the chain rule: (features, errors).
+  """Inputs and errors of the layers, by the chain rule: (features, errors).
 
   For `down`, u = act(k @ up) and g from the objective; for `up`, u = k and
   g = (g_down @ down.T) * act'(k @ up). Both g and g_down @ down.T are shortened
   to the norm `error_max` where they are longer.
   """
-  bound = lambda x: (
-    x if error_max is None else objectives.bound_norm(x, error_max)
-  )
+
+  def bound(x: jax.Array) -> jax.Array:
+    return x if error_max is None else objectives.bound_norm(x, error_max)
+
   pre, features = _features(frozen, k)
   errors, back = [], []
   outs = [u @ down for u, down in zip(features, frozen.down, strict=True)]
@@ -225,7 +243,7 @@ def learn(
     trace: momentum traces before these tokens, or None.
     k: [..., c, i], keys.
     targets: of each group [..., m, c, o], wanted values.
-    rates: of these tokens.
+    rates: of writes, retention and momentum at these tokens.
     objective: 'l2' or 'dot'.
     queries: [..., c, i]; None: nothing is read.
     residual: as in `forward`.

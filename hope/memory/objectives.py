@@ -5,6 +5,8 @@ from jax import lax
 import jax.numpy as jnp
 
 NAMES = ('l2', 'dot')
+# Added to a squared norm, so that the gradient of its root is finite at 0.
+_SMALLEST_SQUARE = 1e-12
 
 
 def error(name: str, prediction: jax.Array, target: jax.Array) -> jax.Array:
@@ -34,6 +36,6 @@ def error(name: str, prediction: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def bound_norm(x: jax.Array, bound: float) -> jax.Array:
-  """x, shortened to the norm `bound` over the last axis where it is longer."""
+  """x [..., o], shortened to the norm `bound` over o where it is longer."""
   square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-  return x * jnp.minimum(1, bound * lax.rsqrt(square + 1e-12))
+  return x * jnp.minimum(1, bound * lax.rsqrt(square + _SMALLEST_SQUARE))

@@ -1,17 +1,17 @@
 """The scan over the blocks of a memory as one Pallas kernel for TPU.
 
-The state of a head (kernels and traces) stays in VMEM from a sequence's first
-block to its last; inputs and outputs stream past it. The kernel traces the very
-functions that the XLA form runs, on the values of one head, so that the
-mathematics is written once; `FORM` has the few parts that Mosaic, the compiler
-of such kernels, needs in other words.
+The state of a head (kernels and traces) stays in VMEM from the first block of a
+sequence to the last; inputs and outputs are streamed. The kernel traces the
+same functions as the XLA form, on the values of one head, so that the
+mathematics is written once; `FORM` holds the few operations that Mosaic, the
+compiler of such kernels, needs in another form.
 
-The forward pass saves the state before each block. The backward pass walks the
-blocks in reverse order, with the cotangent of the state in VMEM, and computes
-the vector-Jacobian product of each anew.
+The forward pass saves the state before each block. The backward pass visits the
+blocks in reverse order, holds the cotangent of the state in VMEM, and
+recomputes each block for its vector-Jacobian product.
 
-On a CPU the kernel is interpreted: for tests, as it is slow. The platform that
-a program is lowered for decides, not the machine that lowers it.
+On a CPU the kernel is interpreted, which is slow and meant for tests. The
+platform that a program is lowered for decides, not the machine that lowers it.
 """
 
 from collections.abc import Callable
@@ -28,16 +28,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 from hope.memory import rule
 from hope.parallel import placement
 
-_TINY = 1e-30
-# Of 128 MiB on v5e and v6e and 64 MiB on v5p.
+# Smallest decay factor, so that its logarithm is finite.
+_SMALLEST_FACTOR = 1e-30
+# The kernel's limit: v5e and v6e have 128 MiB, v5p has 64 MiB.
 _VMEM_BYTES = 48 * 2**20
+# Rows of the diagonal blocks that are inverted by forward substitution.
+_BASE = 8
 
 
 def _places(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
   """Row and column of each entry of a matrix, or of a stack of them."""
-  rank = len(shape)
-  place = lambda axis: lax.broadcasted_iota(jnp.int32, shape, axis)
-  return place(rank - 2), place(rank - 1)
+  row, column = len(shape) - 2, len(shape) - 1
+  iota = functools.partial(lax.broadcasted_iota, jnp.int32, shape)
+  return iota(row), iota(column)
 
 
 def decays(
@@ -62,7 +65,7 @@ def decays(
 
   def sums(x):
     """Sums of log x up to each token: as a column, as a row, and of all."""
-    log = jnp.log(jnp.maximum(x, _TINY))
+    log = jnp.log(jnp.maximum(x, _SMALLEST_FACTOR))
     along = jnp.where(j <= t, jnp.swapaxes(log, 0, 1), 0)
     down = jnp.where(t <= j, log, 0)
     column = jnp.sum(along, axis=1, keepdims=True)
@@ -70,6 +73,7 @@ def decays(
     return log, column, row, jnp.sum(log, axis=0, keepdims=True)
 
   def table(mask, column, row):
+    """exp(column - row) where the mask is set, else 0: [c, c]."""
     # The exponent is masked as well: above the diagonal it may overflow.
     exponent = jnp.where(mask, column - row, 0)
     return jnp.where(mask, jnp.exp(exponent), 0)
@@ -80,7 +84,7 @@ def decays(
     through = table(j <= t, sums_beta[1], sums_beta[2])
 
   def factors(start, keep):
-    """Of rows of tokens: with what momentum adds."""
+    """Factors of one row per token, with those of the trace."""
     if sums_beta is None:
       return rule.Factors(start=start, keep=keep, write=keep)
     return rule.Factors(
@@ -123,9 +127,9 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 def invert_unit_lower(lower: jax.Array) -> jax.Array:
   """`solve.invert_unit_lower` of whole rows, without odd slices.
 
-  Diagonal blocks of 8 rows by forward substitution, then merged two by two: of
-  every two, the second gets -Y M X on its left, for X and Y their inverses and
-  M what is on the left of the second.
+  Diagonal blocks of 8 rows are inverted by forward substitution and merged two
+  by two: with X and Y the inverses of a pair and M the block left of the
+  second, the merged inverse has -Y M X there.
 
   Args:
     lower: [..., c, c], strictly lower triangular; c a power of two, at least 8.
@@ -133,17 +137,22 @@ def invert_unit_lower(lower: jax.Array) -> jax.Array:
   *lead, c, _ = lower.shape
   t, j = _places(lower.shape)
   apart = t ^ j
-  pairs = lambda x, size: x.reshape(*lead, -1, 2, size, c)
-  flat = lambda x: x.reshape(*lead, -1, c)
+
+  def pairs(x: jax.Array, size: int) -> jax.Array:
+    return x.reshape(*lead, -1, 2, size, c)
+
+  def flat(x: jax.Array) -> jax.Array:
+    return x.reshape(*lead, -1, c)
+
   inverse = jnp.where(apart == 0, 1.0, 0.0).astype(lower.dtype)
-  inverse = inverse.reshape(*lead, -1, 8, c)
-  near = jnp.where(apart < 8, lower, 0)
-  for s in range(7):
-    column = jnp.where((j & 7) == s, near, 0)
+  inverse = inverse.reshape(*lead, -1, _BASE, c)
+  near = jnp.where(apart < _BASE, lower, 0)
+  for s in range(_BASE - 1):
+    column = jnp.where((j & (_BASE - 1)) == s, near, 0)
     column = jnp.sum(column, axis=-1, keepdims=True)
     column = column.reshape(*inverse.shape[:-1], 1)
     inverse -= column * inverse[..., s : s + 1, :]
-  inverse, size = flat(inverse), 8
+  inverse, size = flat(inverse), _BASE
   while size < c:
     left = jnp.where((apart >= size) & (apart < 2 * size), lower, 0)
     left = pairs(left, size)[..., 1, :, :]
@@ -158,7 +167,7 @@ def invert_unit_lower(lower: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def solve_unit_lower(lower: jax.Array, rhs: jax.Array) -> jax.Array:
-  """As `solve.solve_unit_lower`."""
+  """As `solve.solve_unit_lower`: [..., c, c] and [..., c, o] -> [..., c, o]."""
   return _matmul(invert_unit_lower(lower), rhs)
 
 
@@ -180,12 +189,12 @@ solve_unit_lower.defvjp(_solve_fwd, _solve_bwd)
 
 
 def _separate_dot(xs: list[jax.Array], ys: list[jax.Array]) -> jax.Array:
-  """`Form.dot` as a sum of products."""
+  """`Form.dot` as a sum of matmuls: [..., c, o]."""
   products = [x @ y for x, y in zip(xs, ys, strict=True)]
   return functools.reduce(jnp.add, products)
 
 
-FORM = rule.Form(decays, solve_unit_lower, _separate_dot)
+FORM = rule.Form(decays=decays, solve=solve_unit_lower, dot=_separate_dot)
 
 
 def scan(
@@ -210,12 +219,10 @@ def scan(
     (carry, ys): ys a tree of [b, n, t, s].
   """
   b, n, t = jax.tree.leaves(xs)[0].shape[:3]
-  blocks = lambda x: x.reshape(b, n, t // block, block, *x.shape[3:])
-  xs = jax.tree.map(blocks, xs)
-  one = lambda lead, tree: jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape[lead:], x.dtype), tree
+  xs = jax.tree.map(
+    lambda x: x.reshape(b, n, t // block, block, *x.shape[3:]), xs
   )
-  _, y = jax.eval_shape(body, one(2, consts), one(2, carry), one(3, xs), 0)
+  _, y = jax.eval_shape(body, _one(consts, 2), _one(carry, 2), _one(xs, 3), 0)
   as_consts, as_carry, as_x, as_y = map(_unpacking, (consts, carry, xs, y))
 
   def packed(consts, carry, x, j):
@@ -223,8 +230,15 @@ def scan(
     return _packed(carry), _packed(y)
 
   carry, ys = _scan(packed, _packed(consts), _packed(carry), _packed(xs))
-  whole = lambda y: y.reshape(b, n, t, *y.shape[4:])
-  return as_carry(carry), jax.tree.map(whole, as_y(ys))
+  ys = jax.tree.map(lambda y: y.reshape(b, n, t, *y.shape[4:]), as_y(ys))
+  return as_carry(carry), ys
+
+
+def _one(tree: Any, lead: int) -> Any:
+  """Shapes of a tree without its first `lead` dimensions."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[lead:], x.dtype), tree
+  )
 
 
 # A column [.., r, 1] would fill a tile of 128 lanes per row; it is kept as a
@@ -290,13 +304,12 @@ def _at_first(refs, start):
 
 def _forward(body, consts, carry, xs, save):
   """(carry, ys, saved), saved the state before each block if `save`."""
-  one = lambda lead, xs: [
-    jax.ShapeDtypeStruct(x.shape[lead:], x.dtype) for x in xs
-  ]
-  _, y = jax.eval_shape(body, one(2, consts), one(2, carry), one(3, xs), 0)
-  each = lambda values: [
-    jax.ShapeDtypeStruct((*xs[0].shape[:3], *v.shape), v.dtype) for v in values
-  ]
+  state = _one(carry, 2)
+  _, y = jax.eval_shape(body, _one(consts, 2), state, _one(xs, 3), 0)
+
+  def per_block(values):
+    lead = xs[0].shape[:3]
+    return [jax.ShapeDtypeStruct((*lead, *v.shape), v.dtype) for v in values]
 
   def kernel(consts, start, x, now, y, saved):
     _at_first(now, start)
@@ -309,13 +322,13 @@ def _forward(body, consts, carry, xs, save):
 
   return _call(
     kernel,
-    'memory_forward',
-    xs[0].shape[2],
-    False,
-    (consts, carry, xs),
-    (2, 2, 3),
-    (carry, each(y), each(one(2, carry)) if save else []),
-    (2, 3, 3),
+    name='memory_forward',
+    count=xs[0].shape[2],
+    reverse=False,
+    args=(consts, carry, xs),
+    leads=(2, 2, 3),
+    out=(carry, per_block(y), per_block(state) if save else []),
+    out_leads=(2, 3, 3),
   )
 
 
@@ -327,8 +340,8 @@ def _backward(body, consts, saved, xs, carry_bar, y_bar):
     _at_first(now_bar, end_bar)
     _at_first(consts_bar, None)
     j = count - 1 - pl.program_id(2)
-    function = lambda consts, carry, x: body(consts, carry, x, j)
-    _, vjp = jax.vjp(function, _read(consts), _read(before), _read(x))
+    at_block = functools.partial(body, j=j)
+    _, vjp = jax.vjp(at_block, _read(consts), _read(before), _read(x))
     bars = vjp((_read(now_bar), _read(y_bar)))
     sums = [a + b for a, b in zip(_read(consts_bar), bars[0], strict=True)]
     _write(consts_bar, sums)
@@ -337,17 +350,17 @@ def _backward(body, consts, saved, xs, carry_bar, y_bar):
 
   return _call(
     kernel,
-    'memory_backward',
-    count,
-    True,
-    (consts, saved, xs, carry_bar, y_bar),
-    (2, 3, 3, 2, 3),
-    (consts, carry_bar, xs),
-    (2, 2, 3),
+    name='memory_backward',
+    count=count,
+    reverse=True,
+    args=(consts, saved, xs, carry_bar, y_bar),
+    leads=(2, 3, 3, 2, 3),
+    out=(consts, carry_bar, xs),
+    out_leads=(2, 2, 3),
   )
 
 
-def _call(kernel, name, count, reverse, args, leads, out, out_leads):
+def _call(kernel, *, name, count, reverse, args, leads, out, out_leads):
   """Runs a kernel at (sequence, head, block); the last runs in order.
 
   Args:
@@ -379,7 +392,10 @@ def _call(kernel, name, count, reverse, args, leads, out, out_leads):
   def run(*args):
     """The kernel on as many sequences and heads as there are here."""
     here = next(x for xs in args for x in xs).shape[:2]
-    like = lambda x: jax.ShapeDtypeStruct((*here, *x.shape[2:]), x.dtype)
+
+    def like(x):
+      return jax.ShapeDtypeStruct((*here, *x.shape[2:]), x.dtype)
+
     call = functools.partial(
       pl.pallas_call,
       kernel,
@@ -403,7 +419,7 @@ def _call(kernel, name, count, reverse, args, leads, out, out_leads):
 
 
 def _per_device(run, args):
-  """Calls run(*args), each device of a mesh with its sequences and heads."""
+  """Calls run(*args) on each device of a mesh, with its sequences and heads."""
   leaves = jax.tree.leaves(args)
   meshes = [jax.typeof(x).sharding.mesh for x in leaves]
   meshes.append(jax.sharding.get_abstract_mesh())

@@ -75,7 +75,10 @@ def token_update(
     query times the kernel that it reads, [..., c, o] (None without queries).
   """
   decayed = _erase_rates(erase, eta)
-  time_major = lambda x, rank: None if x is None else jnp.moveaxis(x, -rank, 0)
+
+  def time_major(x: jax.Array | None, rank: int) -> jax.Array | None:
+    return None if x is None else jnp.moveaxis(x, -rank, 0)
+
   xs = (
     time_major(u, 2),
     time_major(g, 2),
@@ -89,14 +92,13 @@ def token_update(
   def step(state, x):
     kernel, trace = state
     u, g, eta, alpha, beta, eps, q = x
-    per_kernel = lambda rate: rate[..., None, None]
-    write = -per_kernel(eta) * u[..., :, None] * g[..., None, :]
+    write = -eta[..., None, None] * u[..., :, None] * g[..., None, :]
     if trace is not None:
-      write = trace = per_kernel(beta) * trace + write
-    new = per_kernel(alpha) * kernel + write
+      write = trace = beta[..., None, None] * trace + write
+    new = alpha[..., None, None] * kernel + write
     if eps is not None:
       stored = jnp.einsum('...i,...io->...o', u, kernel)
-      new -= per_kernel(eps) * u[..., :, None] * stored[..., None, :]
+      new -= eps[..., None, None] * u[..., :, None] * stored[..., None, :]
     if q is None:
       return (new, trace), None
     seen = new if read_after else kernel
@@ -121,15 +123,21 @@ def products(x: jax.Array) -> jax.Array:
     [..., c + 1, c + 1], x_j ... x_{t-1} at [t, j] for j <= t, else 0.
   """
   zero = x == 0
-  sums = lambda a: jnp.pad(
-    jnp.cumsum(a, axis=-1), [(0, 0)] * (x.ndim - 1) + [(1, 0)]
-  )
-  between = lambda a: a[..., :, None] - a[..., None, :]
   past = jnp.tri(x.shape[-1] + 1, dtype=bool)
   # The exponent is masked as well: above the diagonal it may overflow.
-  logs = jnp.where(past, between(sums(jnp.log(jnp.where(zero, 1, x)))), 0)
-  zeros = between(sums(zero.astype(jnp.int32)))
+  logs = jnp.where(past, _sums_between(jnp.log(jnp.where(zero, 1, x))), 0)
+  zeros = _sums_between(zero.astype(jnp.int32))
   return jnp.where(past & (zeros == 0), jnp.exp(logs), 0)
+
+
+def _sums_between(x: jax.Array) -> jax.Array:
+  """Sums of x [..., c] between any two states, [..., c + 1, c + 1].
+
+  x_j + ... + x_{t-1} at [t, j] for j <= t; its negative for [j, t].
+  """
+  first = [(0, 0)] * (x.ndim - 1) + [(1, 0)]
+  sums = jnp.pad(jnp.cumsum(x, axis=-1), first)
+  return sums[..., :, None] - sums[..., None, :]
 
 
 def _products_fwd(x):
@@ -139,7 +147,7 @@ def _products_fwd(x):
 
 def _products_bwd(table, table_bar):
   # The product without x_s is [t, s + 1] times [s, j].
-  # Row 0, before any factor, has nothing to give.
+  # Row 0 is an empty product: no gradient.
   after = jnp.swapaxes(table[..., 1:, 1:], -1, -2) @ table_bar[..., 1:, :-1]
   return (jnp.sum(after * table[..., :-1, :-1], axis=-1),)
 
@@ -246,13 +254,13 @@ def _turn(x: jax.Array) -> jax.Array:
 
 
 class Form(NamedTuple):
-  """The parts of the chunk form that a compiler may need in other words.
+  """Operations of the chunk form that differ between backends.
 
   Attributes:
-    decays: as `decays`.
-    solve: as `solve_unit_lower`.
-    dot: lists of [..., c, i_j] and [..., i_j, o] -> [..., c, o], the sum of
-      the products of their entries.
+    decays: the decay factors, as `decays`.
+    solve: the unit lower triangular solve, as `solve_unit_lower`.
+    dot: the sum of matmuls of lists of [..., c, i_j] and [..., i_j, o],
+      [..., c, o].
   """
 
   decays: Callable[..., Decays]
@@ -261,11 +269,11 @@ class Form(NamedTuple):
 
 
 def _joint_dot(xs: list[jax.Array], ys: list[jax.Array]) -> jax.Array:
-  """`Form.dot` as one product."""
+  """`Form.dot` as one matmul: [..., c, o]."""
   return jnp.concatenate(xs, axis=-1) @ jnp.concatenate(ys, axis=-2)
 
 
-XLA = Form(decays, solve_unit_lower, _joint_dot)
+XLA = Form(decays=decays, solve=solve_unit_lower, dot=_joint_dot)
 
 
 def chunk_update(
@@ -313,7 +321,7 @@ def decayed_update(
   queries: jax.Array | None = None,
   form: Form = XLA,
 ) -> tuple[jax.Array, Any, Any]:
-  """`chunk_update`, given what its decay factors are.
+  """`chunk_update` with the decay factors already computed.
 
   Args:
     kernel: [..., i, o].
@@ -324,21 +332,24 @@ def decayed_update(
     decay: of alpha and beta; says where queries read.
     erase: as in `chunk_update`, but [..., c, 1].
     queries: [..., c, i], or None.
-    form: of its parts.
+    form: the backend's operations.
 
   Returns:
     (kernel, trace, reads), as `chunk_update`.
   """
   eps = _erase_rates(erase, eta)
   before, end = decay.before, decay.end
-  # All that a token reads is one product with what it reads from. Decays and
-  # rates scale the other factor, which is the narrower one.
+  # Concatenate state and writes, so that every read is one matmul. Decays and
+  # rates scale the queries' side, which is the narrower one.
   held = [kernel, g] if trace is None else [kernel, trace, g]
 
   def incoming(x: jax.Array, scores: jax.Array, at: Factors) -> jax.Array:
-    """Times `held`: what x reads at each token, were nothing erased.
+    """What x reads at each token if nothing is erased, [..., c, o].
 
-    scores: [..., c, c], x times u.
+    Args:
+      x: [..., c, i], queries or inputs.
+      scores: [..., c, c], x times u.
+      at: the decay factors where x reads.
     """
     factors = [at.start * x]
     if trace is not None:
@@ -373,7 +384,7 @@ def decayed_update(
 
 
 def _erase_rates(erase, eta):
-  """eps per token; None where erase is switched off."""
+  """eps per token, shaped like eta; None where erase is switched off."""
   if erase is None:
     return eta
   return None if isinstance(erase, float) and erase == 0.0 else erase

@@ -1,14 +1,14 @@
-"""Running a memory over a piece of a stream, block by block.
+"""Runs a memory over a piece of a stream, block by block.
 
-A chunk (in tokens) is the span whose gradients share one state. A block, at
-most 64 tokens and a divisor of the chunk, is what one step of the scan
+A chunk (in tokens) is the span whose gradients are taken at one state. A block,
+at most 64 tokens and a divisor of the chunk, is what one step of the scan
 computes. A piece of a stream may start and end anywhere within a chunk: its
 tokens are laid on the grid of blocks, and the places around them are masked.
 
-Where documents share a row, each of them has a grid of its own, so a document
-must start at the first place of a block. Training rows are packed like that
-(`alignment`). In a stream, every start is allowed that is the first token of
-its piece; so tokens that are fed one by one can start a document anywhere.
+Documents that share a row each have a grid of their own, so a document must
+start at the first place of a block. Training rows are packed like that
+(`alignment`). In a stream, the first token of a piece may always start a
+document; so tokens that are fed one by one can start a document anywhere.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from hope.memory import mlp, rule
 from hope.memory.segments import since_start
 
+# Tokens that one step of the scan computes at most: its tables are [block,
+# block] per head.
 MAX_BLOCK = 64
 KERNELS = ('xla', 'pallas')
 
@@ -56,7 +58,7 @@ def check_kernel(kernel: str, chunk: int) -> None:
 
 
 class _Marks(NamedTuple):
-  """What happens at the blocks of rows whose documents start anywhere.
+  """The events of each block, in rows that hold several documents.
 
   Attributes:
     reset: bool [count, b], the block starts a document.
@@ -79,7 +81,7 @@ class Step(NamedTuple):
     trace: momentum traces before the block, or None.
     x: the block's tokens, a tree of [b, n, c, ...].
     valid: bool [c] or [b, 1, c], which of them count; None: all.
-    form: of the parts of the rule.
+    form: the backend's operations.
   """
 
   consts: Any
@@ -115,7 +117,7 @@ def run(
     body: of a `Step`, gives (now, trace, y), y a tree of [b, n, c, ...]. For
       'pallas' it is called without b and n.
     consts: tree of [b, n, ...], the same at every block.
-    state: mlp.State, whose kernels may be any tree of [b, n, ...]. A memory
+    state: mlp.State; its kernels may be any tree of [b, n, ...]. A memory
       that reads nothing from the state at its chunk's start keeps none: its
       state has `start=None`.
     position: int32 [] or [b], tokens since the chunk began; None: zero, known
@@ -138,14 +140,14 @@ def run(
   batch, t = jax.tree.leaves(xs)[0].shape[:2]
   if kernel == 'pallas' and position is None and t >= chunk:
     whole = t - t % chunk
-    part = lambda tree, *ends: jax.tree.map(lambda x: x[:, slice(*ends)], tree)
+    chunks, after = slice(None, whole), slice(whole, None)
     state, position, ys = _run_whole(
       body,
       consts,
       state,
-      part(xs, whole),
+      _part(xs, chunks),
       chunk=chunk,
-      starts=part(starts, whole),
+      starts=_part(starts, chunks),
       initial=initial,
     )
     if whole == t:
@@ -155,13 +157,13 @@ def run(
       consts,
       state,
       None if starts is None else position,
-      part(xs, whole, None),
+      _part(xs, after),
       chunk=chunk,
-      starts=part(starts, whole, None),
+      starts=_part(starts, after),
       initial=initial,
     )
-    join = lambda *ys: jnp.concatenate(ys, axis=1)
-    return state, position, jax.tree.map(join, ys, rest)
+    ys = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), ys, rest)
+    return state, position, ys
   block = 1 if t == 1 else block_size(chunk)
   aligned = position is None
   full = aligned and t % chunk == 0
@@ -184,6 +186,9 @@ def run(
     marks, misplaced = _marks(starts, position, offset, count, block, chunk)
     after = since_start(starts, position)[:, -1] + 1
 
+  def compute(**of_block):
+    return body(Step(consts=consts, form=rule.XLA, **of_block))
+
   def step(carry, x):
     x, j, marks = x
     if marks is not None:
@@ -191,7 +196,7 @@ def run(
     start, now, trace = carry
     if full and block == chunk:
       seen = now if keeps_start else None
-      now, trace, y = body(Step(consts, seen, now, trace, x, None, rule.XLA))
+      now, trace, y = compute(start=seen, now=now, trace=trace, x=x, valid=None)
       return (start, now, trace), y
     if marks is not None:
       valid, complete = marks.valid, marks.complete
@@ -202,7 +207,7 @@ def run(
         valid = (place >= offset) & (place < offset + t)
       end = (j + 1) * block - offset
       complete = (end <= t) & ((position + end) % chunk == 0)
-    now, trace, y = body(Step(consts, start, now, trace, x, valid, rule.XLA))
+    now, trace, y = compute(start=start, now=now, trace=trace, x=x, valid=valid)
     if keeps_start:
       start = _where(complete, now, start)
     return (start, now, trace), y
@@ -211,8 +216,8 @@ def run(
   keeps_start = start is not None
   if full and block == chunk:
     start = None  # not carried: it is `now` at every block
-  # Of a block, the backward pass keeps the state before it and what was solved
-  # for, and computes the rest anew.
+  # For each block, save the incoming state and the solve's result; recompute
+  # the rest in the backward pass.
   (start, now, trace), ys = lax.scan(
     jax.checkpoint(
       step, policy=jax.checkpoint_policies.save_only_these_names('solve')
@@ -230,6 +235,11 @@ def run(
 
   state = mlp.State(start, now, trace)
   return state, after % chunk, _spoil(misplaced, jax.tree.map(unlay, ys))
+
+
+def _part(tree: Any, tokens: slice) -> Any:
+  """The tokens of a slice, of a tree of [b, t, ...]."""
+  return jax.tree.map(lambda x: x[:, tokens], tree)
 
 
 def _lay(x: jax.Array, offset: jax.Array | int, size: int) -> jax.Array:
@@ -265,7 +275,7 @@ def _marks(
   block: int,
   chunk: int,
 ) -> tuple[_Marks, jax.Array]:
-  """The marks of a piece, and which rows have a start within a block, [b].
+  """The marks of a piece; bool [b], which rows have a start within a block.
 
   Args:
     starts: as in `run`.
@@ -285,9 +295,8 @@ def _marks(
   if count * block != t:
     valid = jnp.broadcast_to((place >= 0) & (place < t), (batch, count * block))
     valid = valid.reshape(batch, count, 1, block).swapaxes(0, 1)
-  marks = _Marks(
-    laid[..., 0].T, (ends_inside & ((since + block) % chunk == 0)).T, valid
-  )
+  complete = ends_inside & ((since + block) % chunk == 0)
+  marks = _Marks(reset=laid[..., 0].T, complete=complete.T, valid=valid)
   return marks, laid[..., 1:].any((1, 2))
 
 
@@ -304,11 +313,11 @@ def _where(flag: jax.Array, new: Any, old: Any) -> Any:
 
 
 def _reset(flag: jax.Array, carry: Any, initial: Any) -> Any:
-  """(start, now, trace), of a document's first token where a flag is set."""
+  """(start, now, trace), a document's initial state where a flag is set."""
   start, now, trace = carry
-  zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
-  fresh = zeros(now) if initial is None else initial
-  begin = (None if start is None else fresh, fresh, zeros(trace))
+  zeros = jax.tree.map(jnp.zeros_like, (now, trace))
+  fresh = zeros[0] if initial is None else initial
+  begin = (None if start is None else fresh, fresh, zeros[1])
   return _where(flag, begin, carry)
 
 
@@ -322,7 +331,7 @@ def _spoil(misplaced: jax.Array | None, ys: Any) -> Any:
 
 def _run_whole(body, consts, state, xs, chunk, starts, initial):
   """Whole chunks from a chunk's start, by `pallas.scan`; returns as `run`."""
-  # A start would wait a quarter of a second for Pallas, which few runs use.
+  # Imported here, since few runs use Pallas and its import takes 0.25 s.
   from hope.memory import pallas
 
   block = block_size(chunk)
@@ -332,12 +341,18 @@ def _run_whole(body, consts, state, xs, chunk, starts, initial):
     zero = jnp.zeros(batch, jnp.int32)
     marks, misplaced = _marks(starts, zero, 0, t // block, block, chunk)
     position = (since_start(starts, zero)[:, -1] + 1) % chunk
-    # A number per token, [b, n, t, 1], as all that the kernel streams.
-    column = lambda flag: jnp.broadcast_to(
-      jnp.repeat(flag.T, block, axis=1)[:, None, :, None].astype(jnp.float32),
-      (batch, heads, t, 1),
-    )
+
+    def column(flag: jax.Array) -> jax.Array:
+      """A flag [count, b] per token, as the kernel streams it: [b, n, t, 1]."""
+      flag = jnp.repeat(flag.T, block, axis=1)[:, None, :, None]
+      flag = flag.astype(jnp.float32)
+      return jnp.broadcast_to(flag, (batch, heads, t, 1))
+
     marks = column(marks.reset), column(marks.complete)
+
+  def compute(consts, **of_block):
+    step = Step(consts=consts, valid=None, form=pallas.FORM, **of_block)
+    return body(step)
 
   def step(consts, carry, x, j):
     consts, initial = consts
@@ -350,9 +365,9 @@ def _run_whole(body, consts, state, xs, chunk, starts, initial):
     start, now, trace = carry
     if block == chunk:
       seen = now if keeps_start else None
-      now, trace, y = body(Step(consts, seen, now, trace, x, None, pallas.FORM))
+      now, trace, y = compute(consts, start=seen, now=now, trace=trace, x=x)
       return (None, now, trace), y
-    now, trace, y = body(Step(consts, start, now, trace, x, None, pallas.FORM))
+    now, trace, y = compute(consts, start=start, now=now, trace=trace, x=x)
     if keeps_start:
       start = _where(complete, now, start)
     return (start, now, trace), y

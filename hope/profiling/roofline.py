@@ -25,29 +25,72 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-  'v4': Chip(2.75e14, 1.228e12, 0.9e11, 30.75 * GIB, 1.05e9),
-  'v5e': Chip(1.97e14, 8.19e11, 0.9e11, 15.75 * GIB, 1.5e9),
-  'v5p': Chip(4.59e14, 2.765e12, 1.8e11, 95.74 * GIB, 1.75e9),
+  'v4': Chip(
+    flops=2.75e14,
+    bandwidth=1.228e12,
+    link=0.9e11,
+    memory=30.75 * GIB,
+    clock=1.05e9,
+  ),
+  'v5e': Chip(
+    flops=1.97e14,
+    bandwidth=8.19e11,
+    link=0.9e11,
+    memory=15.75 * GIB,
+    clock=1.5e9,
+  ),
+  'v5p': Chip(
+    flops=4.59e14,
+    bandwidth=2.765e12,
+    link=1.8e11,
+    memory=95.74 * GIB,
+    clock=1.75e9,
+  ),
   # Its link is NVLink; its memory is the share that jax takes by default; its
   # compiler does not estimate cycles.
-  'h100': Chip(9.89e14, 3.35e12, 9e11, 0.75 * 79.1 * GIB, 1.83e9),
-  'v6e': Chip(9.18e14, 1.638e12, 1.8e11, 31.25 * GIB, 1.75e9),
+  'h100': Chip(
+    flops=9.89e14,
+    bandwidth=3.35e12,
+    link=9e11,
+    memory=0.75 * 79.1 * GIB,
+    clock=1.83e9,
+  ),
+  'v6e': Chip(
+    flops=9.18e14,
+    bandwidth=1.638e12,
+    link=1.8e11,
+    memory=31.25 * GIB,
+    clock=1.75e9,
+  ),
 }
-# A product of float32 operands at these precisions takes so many passes.
+# Passes of a matmul of float32 operands at these precisions.
 _PASSES = {'HIGH': 3, 'HIGHEST': 6}
 
 
 def executed_flops(jaxpr: Any) -> float:
-  """Operations of the matrix products that a program runs, on all devices.
+  """Operations of the matmuls that a program runs, on all devices.
 
-  Loops count as often as they run, so that what is computed anew in a backward
-  pass is counted; products of high precision count as the passes they take.
+  As `matmul_flops`, but matmuls of high precision count as the passes that
+  they take.
 
   Args:
     jaxpr: of `jax.make_jaxpr`, or `traced.jaxpr`.
   """
-  from jax.extend import core
+  return matmul_flops(jaxpr, count_passes=True)
 
+
+def matmul_flops(jaxpr: Any, *, count_passes: bool = False) -> float:
+  """Operations of the matmuls in a program, two per multiply-add.
+
+  Loops count as often as they run, so that what a backward pass recomputes is
+  counted; of the branches of a condition the most expensive counts; a program
+  that every device runs counts for all of them.
+
+  Args:
+    jaxpr: of `jax.make_jaxpr`, or `traced.jaxpr`.
+    count_passes: whether a matmul of high precision counts as often as the
+      number of passes that it takes.
+  """
   total = 0.0
   for equation in jaxpr.eqns:
     params = equation.params
@@ -56,20 +99,12 @@ def executed_flops(jaxpr: Any) -> float:
       (contracted, _), _ = params['dimension_numbers']
       shape = equation.invars[0].aval.shape
       size = math.prod(shape[axis] for axis in contracted)
-      precision = params['precision'] or (None,)
-      passes = max(
-        _PASSES.get(getattr(p, 'name', ''), 1)
-        for p in (precision if isinstance(precision, tuple) else (precision,))
-      )
+      passes = _passes(params['precision']) if count_passes else 1
       total += 2 * equation.outvars[0].aval.size * size * passes
       continue
-    inner = []
-    for value in params.values():
-      for x in value if isinstance(value, tuple | list) else (value,):
-        if isinstance(x, core.ClosedJaxpr):
-          x = x.jaxpr
-        if isinstance(x, core.Jaxpr):
-          inner.append(executed_flops(x))
+    inner = [
+      matmul_flops(x, count_passes=count_passes) for x in _jaxprs(params)
+    ]
     if not inner:
       continue
     if name == 'cond':
@@ -83,3 +118,23 @@ def executed_flops(jaxpr: Any) -> float:
     else:
       total += sum(inner)
   return total
+
+
+def _passes(precision: Any) -> int:
+  """Passes of a matmul at the precision of its operands, one or a pair."""
+  both = precision if isinstance(precision, tuple) else (precision,)
+  return max(_PASSES.get(getattr(p, 'name', ''), 1) for p in both)
+
+
+def _jaxprs(params: dict[str, Any]) -> list[Any]:
+  """The programs within an equation, from its parameters."""
+  from jax.extend import core
+
+  found = []
+  for value in params.values():
+    for x in value if isinstance(value, tuple | list) else (value,):
+      if isinstance(x, core.ClosedJaxpr):
+        found.append(x.jaxpr)
+      elif isinstance(x, core.Jaxpr):
+        found.append(x)
+  return found

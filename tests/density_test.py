@@ -1,0 +1,130 @@
+"""How dense the code is: counts that a reader feels, held by room."""
+
+import ast
+from collections.abc import Iterator
+import functools
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Rooms of `hope` whose named lambdas are counted, one bar for each.
+LAMBDA_ROOMS = ('memory',)
+# Rooms whose positional parameters, positional tuples and docstrings are held.
+ROOMS = ('hope/memory', 'hope/profiling', 'hope/tasks', 'optimizers')
+LAMBDAS_PER_1000_LINES = 4
+MAX_POSITIONAL = 8
+MAX_POSITIONAL_FIELDS = 4
+
+
+@functools.cache
+def modules(room: str) -> dict[str, ast.Module]:
+  """The parsed files of a room, by path, without those of rooms below."""
+  paths = sorted((ROOT / room).glob('*.py'))
+  return {str(p.relative_to(ROOT)): ast.parse(p.read_text()) for p in paths}
+
+
+@functools.cache
+def rooms() -> tuple[str, ...]:
+  """Every folder of code."""
+  files = [
+    p for top in ('hope', 'optimizers') for p in (ROOT / top).rglob('*.py')
+  ]
+  return tuple(sorted({str(p.parent.relative_to(ROOT)) for p in files}))
+
+
+def named_lambdas(tree: ast.Module) -> Iterator[int]:
+  """Lines of assignments of a lambda to a name."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+      value = node.value
+      values = value.elts if isinstance(value, ast.Tuple) else [value]
+      for _ in (x for x in values if isinstance(x, ast.Lambda)):
+        yield node.lineno
+
+
+def long_signatures(tree: ast.Module) -> Iterator[str]:
+  """Functions that take more than eight parameters by position."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+      count = len(node.args.posonlyargs) + len(node.args.args)
+      if count > MAX_POSITIONAL:
+        name = getattr(node, 'name', 'lambda')
+        yield f'{node.lineno}: {name} has {count}'
+
+
+def _is_record(node: ast.ClassDef) -> bool:
+  """Whether a class is a NamedTuple or a dataclass."""
+  names = [ast.unparse(x) for x in (*node.bases, *node.decorator_list)]
+  return any('NamedTuple' in x or 'dataclass' in x for x in names)
+
+
+@functools.cache
+def wide_records() -> frozenset[str]:
+  """Names of the project's records of more than four fields."""
+  wide = set()
+  for room in rooms():
+    for tree in modules(room).values():
+      for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and _is_record(node):
+          fields = sum(isinstance(x, ast.AnnAssign) for x in node.body)
+          if fields > MAX_POSITIONAL_FIELDS:
+            wide.add(node.name)
+  return frozenset(wide)
+
+
+def positional_records(tree: ast.Module) -> Iterator[str]:
+  """Constructions of wide records with more than four fields by position."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Call):
+      name = ast.unparse(node.func).rsplit('.', 1)[-1]
+      starred = any(isinstance(x, ast.Starred) for x in node.args)
+      if name in wide_records() and (
+        starred or len(node.args) > MAX_POSITIONAL_FIELDS
+      ):
+        yield f'{node.lineno}: {name}'
+
+
+def undocumented(tree: ast.Module) -> Iterator[str]:
+  """Public functions, classes and methods without a docstring."""
+  body = [(node, '') for node in tree.body]
+  while body:
+    node, prefix = body.pop()
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+      continue
+    if node.name.startswith('_') and node.name != '__call__':
+      continue
+    if ast.get_docstring(node) is None:
+      yield f'{node.lineno}: {prefix}{node.name}'
+    if isinstance(node, ast.ClassDef):
+      body += [(x, f'{node.name}.') for x in node.body]
+
+
+def found(room: str, rule) -> list[str]:
+  """What a rule finds in a room, each with its file and line."""
+  return [
+    f'{path}:{x}' for path, tree in modules(room).items() for x in rule(tree)
+  ]
+
+
+def test_rooms_exist():
+  missing = {*ROOMS, *(f'hope/{room}' for room in LAMBDA_ROOMS)} - {*rooms()}
+  assert not missing
+
+
+@pytest.mark.parametrize('room', LAMBDA_ROOMS)
+def test_named_lambdas(room):
+  room = f'hope/{room}'
+  places = found(room, named_lambdas)
+  lines = sum(
+    len((ROOT / path).read_text().splitlines()) for path in modules(room)
+  )
+  assert len(places) <= LAMBDAS_PER_1000_LINES * lines / 1000, places
+
+
+@pytest.mark.parametrize('room', ROOMS)
+@pytest.mark.parametrize(
+  'rule', [long_signatures, positional_records, undocumented]
+)
+def test_finds_nothing(rule, room):
+  assert not found(room, rule)

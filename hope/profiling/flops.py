@@ -37,8 +37,8 @@ def flops_per_token(
   """Operations per token of a training step: forward and backward pass.
 
   Embedding look-ups, norms, the depthwise convolution, activations and the
-  optimizer count as nothing, as does what the logits do not depend on. The model is traced with shapes alone: no
-  parameter is drawn.
+  optimizer count as nothing, as does what the logits do not depend on. The
+  model is traced with shapes alone: no parameter is drawn.
 
   Args:
     config: a resolved configuration (`hope.config.resolve`).

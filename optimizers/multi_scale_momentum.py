@@ -179,11 +179,11 @@ def scale_by_m3(
       return optax.tree.zeros_like(params, dtype=dtype)
 
     return ScaleByM3State(
-      jnp.zeros([], jnp.int32),
-      zeros(mu_dtype),
-      zeros(slow_dtype, mu_dtype),
-      zeros(slow_dtype),
-      zeros(nu_dtype) if second_moment else None,
+      count=jnp.zeros([], jnp.int32),
+      fast=zeros(mu_dtype),
+      slow=zeros(slow_dtype, mu_dtype),
+      direction=zeros(slow_dtype),
+      root=zeros(nu_dtype) if second_moment else None,
     )
 
   def update_fn(updates, state, params=None):
@@ -255,11 +255,11 @@ def scale_by_m3(
       )
     cast = optax.tree.cast_like
     return cast(new, updates), ScaleByM3State(
-      count,
-      cast(fast, state.fast),
-      cast(slow, state.slow),
-      direction,
-      None if root is None else cast(root, state.root),
+      count=count,
+      fast=cast(fast, state.fast),
+      slow=cast(slow, state.slow),
+      direction=direction,
+      root=None if root is None else cast(root, state.root),
     )
 
   return optax.GradientTransformation(init_fn, update_fn)

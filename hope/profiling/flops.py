@@ -2,9 +2,9 @@
 
 A count is of matmuls alone, two operations per multiply-add. It is of the model
 and not of a run: neither recomputation nor the passes that a matmul of high
-precision takes are counted, and kernel='pallas' counts as the XLA form. Masked
-matrices (c x c within a block of the memories, t x t in attention) and the
-places that fill a sequence's last block count in full, as they are computed.
+precision takes are counted, and compute.kernel='pallas' counts as the XLA form.
+Masked matrices (c x c within a block of the memories, t x t in attention) and
+the places that fill a sequence's last block count in full: they are computed.
 """
 
 from flax import nnx
@@ -24,10 +24,10 @@ _PASSES = 3
 def _with_xla(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.FrozenConfigDict:
-  """The configuration, with every Pallas kernel replaced by the XLA form."""
+  """The configuration with compute.kernel='xla'."""
   changed = ml_collections.ConfigDict(config)
   with changed.unlocked():
-    changed.model.titans.kernel = 'xla'
+    changed.compute.kernel = 'xla'
   return ml_collections.FrozenConfigDict(changed)
 
 

@@ -9,7 +9,13 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Rooms whose named lambdas are counted, with a bar for each.
-LAMBDA_ROOMS = ('hope/layers', 'hope/memory', 'hope/tasks', 'optimizers')
+LAMBDA_ROOMS = (
+  'hope/layers',
+  'hope/memory',
+  'hope/memory/kernels',
+  'hope/tasks',
+  'optimizers',
+)
 # Rooms whose positional parameters, positional records and docstrings are held.
 ROOMS = (
   'hope/data',
@@ -17,6 +23,7 @@ ROOMS = (
   'hope/feedforward',
   'hope/layers',
   'hope/memory',
+  'hope/memory/kernels',
   'hope/parallel',
   'hope/profiling',
   'hope/run',

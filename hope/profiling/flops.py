@@ -25,7 +25,7 @@ def _with_xla(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.FrozenConfigDict:
   """The configuration with compute.kernel='xla'."""
-  changed = ml_collections.ConfigDict(config)
+  changed = ml_collections.ConfigDict(config.to_dict())
   with changed.unlocked():
     changed.compute.kernel = 'xla'
   return ml_collections.FrozenConfigDict(changed)

@@ -116,7 +116,7 @@ def scale_by_deep_momentum(
       bounded.
     depth: layers of the memory; 1: linear.
     width: hidden width of the memory.
-    normalize: see above.
+    normalize: whether keys have a mean square of 1 and u the norm of G.
     output: sigma (Eq. 52), from the tree of u to the tree of updates, such as
       `orthogonalize`; None: u itself.
     seed: of the memory's initial kernels.

@@ -233,7 +233,7 @@ def to_stack(
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-  """x in its own type, or in float32 where that is narrower."""
+  """x [...] in its own dtype, or in float32 where that is narrower."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -243,7 +243,10 @@ def largest(x: jax.Array) -> jax.Array:
 
 
 def divide(x: jax.typing.ArrayLike, y: jax.Array) -> jax.Array:
-  """x / y; where y is 0, x. What is not finite stays so."""
+  """x / y, of shapes [...] that broadcast; x where y is 0.
+
+  What is not finite stays so.
+  """
   return jnp.divide(x, jnp.where(y == 0, 1, y))
 
 

@@ -146,9 +146,9 @@ def scale_by_feature_momentum(
     feature: phi, from an array to one of its shape, entry by entry or not;
       None: tanh.
     decay: alpha.
-    precondition: as in `scale_by_preconditioned_momentum`, like the two below.
-    output: see above.
-    accumulator_dtype: see above.
+    precondition: as in `scale_by_preconditioned_momentum`.
+    output: sigma, as in `scale_by_preconditioned_momentum`.
+    accumulator_dtype: of m; None: that of the parameters.
 
   Returns:
     A transformation; extra arguments are passed to the preconditioner.
@@ -214,9 +214,9 @@ def scale_by_delta_momentum(
   Args:
     decay: alpha.
     erase: e, >= 0. With 0 this is `scale_by_preconditioned_momentum`.
-    precondition: as in `scale_by_preconditioned_momentum`, like the two below.
-    output: see above.
-    accumulator_dtype: see above.
+    precondition: as in `scale_by_preconditioned_momentum`.
+    output: sigma, as in `scale_by_preconditioned_momentum`.
+    accumulator_dtype: of m; None: that of the parameters.
     axes: tree of `MatrixAxes` or `SplitAxes`, or a function from a tree to one.
       G is the matrix [input, output] of a leaf, each of a stack by itself; a
       leaf whose axes are None is one column. None: the last two axes.

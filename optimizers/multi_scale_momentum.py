@@ -179,11 +179,11 @@ def scale_by_m3(
       return optax.tree.zeros_like(params, dtype=dtype)
 
     return ScaleByM3State(
-      jnp.zeros([], jnp.int32),
-      zeros(mu_dtype),
-      zeros(slow_dtype, mu_dtype),
-      zeros(slow_dtype),
-      zeros(nu_dtype) if second_moment else None,
+      count=jnp.zeros([], jnp.int32),
+      fast=zeros(mu_dtype),
+      slow=zeros(slow_dtype, mu_dtype),
+      direction=zeros(slow_dtype),
+      root=zeros(nu_dtype) if second_moment else None,
     )
 
   def update_fn(updates, state, params=None):
@@ -255,11 +255,11 @@ def scale_by_m3(
       )
     cast = optax.tree.cast_like
     return cast(new, updates), ScaleByM3State(
-      count,
-      cast(fast, state.fast),
-      cast(slow, state.slow),
-      direction,
-      None if root is None else cast(root, state.root),
+      count=count,
+      fast=cast(fast, state.fast),
+      slow=cast(slow, state.slow),
+      direction=direction,
+      root=None if root is None else cast(root, state.root),
     )
 
   return optax.GradientTransformation(init_fn, update_fn)
@@ -321,11 +321,11 @@ def m3(
 
   Args:
     learning_rate: a number or a schedule.
-    b1: as in `scale_by_m3`, like the four below.
-    b2: see above.
-    b3: see above.
-    alpha: see above.
-    period: see above.
+    b1: decay of the fast memory.
+    b2: decay of the second moment.
+    b3: decay of the slow memory, per window.
+    alpha: weight of the slow memory.
+    period: steps of a window of the slow memory.
     weight_decay: strength of decoupled decay, multiplied with learning_rate.
     weight_decay_mask: which leaves decay, a tree of bools or a function from
       the parameters to one; None: all.
@@ -339,20 +339,25 @@ def m3(
     adam_b2: decay of its second moment.
     adam_eps: added to its root.
     adam_weight_decay: None: weight_decay. Its mask is that of the others.
-    nesterov: as in `scale_by_m3`, like all below.
-    sum_gradients: see above.
-    second_moment: see above.
-    eps: see above.
-    eps_root: see above.
-    scale_by_shape: see above.
-    consistent_rms: see above.
-    ns_steps: see above.
-    ns_coefficients: see above.
-    ns_dtype: see above.
-    mu_dtype: see above; of AdamW's first moment, too.
-    slow_dtype: see above.
-    nu_dtype: see above.
-    mesh: see above.
+    nesterov: whether the fast memory is orthogonalised with the gradient of
+      this step once more.
+    sum_gradients: sums as printed instead of averages; see `scale_by_m3`.
+    second_moment: whether to divide by the root of the second moment.
+    eps: added to that root.
+    eps_root: added to the second moment.
+    scale_by_shape: whether updates are multiplied by
+      sqrt(max(1, outputs / inputs)) of their matrices.
+    consistent_rms: a factor of sqrt(max(inputs, outputs)) instead; None: none.
+    ns_steps: steps of Newton-Schulz.
+    ns_coefficients: of Newton-Schulz; see `orthogonalization.newton_schulz`.
+    ns_dtype: of the iteration; None: that of the gradients.
+    mu_dtype: of the two memories, and of AdamW's first moment; None: that of
+      the parameters.
+    slow_dtype: of the slow memory and its direction; None: `mu_dtype` and that
+      of the parameters.
+    nu_dtype: of the root of the second moment; None: that of the parameters.
+    mesh: whose devices share the matrices of one shape; see
+      `orthogonalization.orthogonalize`.
 
   Returns:
     An `optax.GradientTransformation`.

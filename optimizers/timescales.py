@@ -104,8 +104,8 @@ def every(
       def wait(total, inner_state):
         return optax.tree.cast_like(total, types), inner_state
 
-      # What is released takes the place of the sum: a level that waits passes
-      # all through, and moves nothing.
+      # The accumulator's buffer then holds the released update, so that the
+      # waiting branch copies nothing.
       out, inner_state = lax.cond(step == 0, release, wait, total, inner_state)
       total = jax.tree.map(
         lambda t, o: o if o.dtype == t.dtype else t, total, out

@@ -20,7 +20,8 @@ from layer_cases import (
 import numpy as np
 import pytest
 
-from hope.memory import pallas, rule, solve, stream
+from hope.memory import rule, solve, stream
+from hope.memory.kernels import mosaic
 
 HERE = pathlib.Path(__file__).parent
 BAR = 1e-5  # float32
@@ -58,12 +59,12 @@ def test_decays(x64, tokens, momentum, read_after):
   of = lambda decays: value_and_gradients(
     lambda alpha, beta=None: decays(alpha, beta, read_after=read_after), *args
   )
-  assert_same(of(pallas.decays), of(rule.decays), BAR64)
+  assert_same(of(mosaic.decays), of(rule.decays), BAR64)
 
 
 def test_decays_of_zero_are_zero(x64):
   alpha = jnp.full((16, 1), 0.9).at[5].set(0.0).at[9].set(0.0)
-  assert_same(pallas.decays(alpha, alpha), rule.decays(alpha, alpha), 1e-12)
+  assert_same(mosaic.decays(alpha, alpha), rule.decays(alpha, alpha), 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -75,10 +76,10 @@ def test_solve(x64, shape):
   lower = jnp.asarray(np.tril(rng.standard_normal(shape), -1)) / 4
   rhs = jnp.asarray(rng.standard_normal((*shape[:-1], 5)))
   np.testing.assert_allclose(
-    pallas.invert_unit_lower(lower), solve.invert_unit_lower(lower), atol=BAR64
+    mosaic.invert_unit_lower(lower), solve.invert_unit_lower(lower), atol=BAR64
   )
   assert_same(
-    value_and_gradients(pallas.solve_unit_lower, lower, rhs),
+    value_and_gradients(mosaic.solve_unit_lower, lower, rhs),
     value_and_gradients(solve.solve_unit_lower, lower, rhs),
     BAR64,
   )
@@ -87,7 +88,7 @@ def test_solve(x64, shape):
 def test_solve_of_identical_keys_in_float32():
   # The sum of powers is wrong by 4e2 here.
   lower = jnp.tril(jnp.full((64, 64), 0.5), -1)
-  inverse = np.asarray(pallas.invert_unit_lower(lower))
+  inverse = np.asarray(mosaic.invert_unit_lower(lower))
   exact = np.linalg.inv(np.eye(64) + np.asarray(lower, np.float64))
   assert np.abs(inverse - exact).max() < 1e-5
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from hope.fields import field
+from hope.tasks import TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +13,7 @@ class DataOptions:
   source: str = field(
     'stdlib',
     "'stdlib' (sources and documentation of the running Python), 'text:GLOB', "
-    "'tfds:NAME[:SPLIT]' or 'synthetic:TASK' (mqar, copy, symbols).",
+    f"'tfds:NAME[:SPLIT]' or 'synthetic:TASK' ({', '.join(TASKS)}).",
   )
   tokenizer: str = field(
     'byte',

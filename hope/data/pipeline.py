@@ -18,7 +18,7 @@ import grain
 import ml_collections
 import numpy as np
 
-from hope.data import dealing, sources, synthetic
+from hope.data import dealing, generated, sources
 from hope.data.encoding import TrainingTokens, heldout_tokens
 from hope.data.identity import run_identity
 from hope.data.packing import Packing
@@ -203,7 +203,7 @@ def train_iterator(
   """
   rows, batch_size = _rows(config, rows), config.data.batch_size
   if is_synthetic(config):
-    source = synthetic.SyntheticSource(config, 'train')
+    source = generated.TaskSource(config, 'train')
     examples, lanes = grain.MapDataset.source(source), batch_size
 
     def lane(number: int) -> grain.IterDataset:
@@ -276,7 +276,7 @@ def heldout_batches(
   rows = _rows(config, rows)
   wanted = num_batches * config.data.batch_size
   if is_synthetic(config):
-    source = synthetic.SyntheticSource(config, 'heldout')
+    source = generated.TaskSource(config, 'heldout')
     examples = [source[i] for i in range(wanted)]
     whole = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
     text = None

@@ -159,7 +159,11 @@ def open_corpus(config: ml_collections.ConfigDict) -> Corpus:
   )
   hashed = (f'{i} {digests[i].hex()}' for i in sorted(digests))
   corpus = Corpus(
-    source, train, heldout, copies, fingerprint([source.listing(), *hashed])
+    source=source,
+    train=train,
+    heldout=heldout,
+    copies=copies,
+    fingerprint=fingerprint([source.listing(), *hashed]),
   )
   for split, advice in (('heldout', 'raise'), ('train', 'lower')):
     if not len(getattr(corpus, split)):

@@ -69,8 +69,9 @@ def spoil(tree: Any, spoiled: jax.Array | None) -> Any:
   """Makes parts of a tree NaN.
 
   Args:
-    tree: of arrays whose first axes are those of `spoiled`; integers are kept.
-    spoiled: bool; None: no part.
+    tree: of arrays [*s, ...], where s is the shape of `spoiled`; integers are
+      kept.
+    spoiled: bool [*s], where; None: nowhere.
   """
   if spoiled is None:
     return tree

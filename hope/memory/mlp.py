@@ -35,17 +35,19 @@ class Kernels(NamedTuple):
 class State(NamedTuple):
   """The fast state of memories, [b, n, ...] in every kernel.
 
+  Of the memories here these are `Kernels`; `hope.memory.linear` has one array.
   With `anchor='initial'` the kernels are deviations from the initial state.
 
   Attributes:
-    start: the kernels at the start of the current chunk.
+    start: the kernels at the start of the current chunk; None where nothing is
+      computed from them.
     now: the kernels after the last token.
     trace: the momentum traces after the last token; None without momentum.
   """
 
-  start: Kernels
-  now: Kernels
-  trace: Kernels | None
+  start: Any
+  now: Any
+  trace: Any
 
 
 def _features(

@@ -299,7 +299,8 @@ def chunk_update(
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
   """Rule (A) over a chunk in parallel: equal to `token_update`.
 
-  Args and Returns: as `token_update`.
+  Args and Returns: as `token_update`: u, queries [..., c, i], g [..., c, o],
+  rates [..., c], kernel and trace [..., i, o].
   """
 
   def column(x: Any) -> Any:

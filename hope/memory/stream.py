@@ -125,7 +125,7 @@ def run(
     xs: tree of [b, t, n, ...].
     chunk: tokens of a chunk.
     kernel: 'xla', or 'pallas': where position is None, whole chunks are run by
-      `pallas.scan`. All other tokens (those after the last whole chunk, and
+      `kernels.scan`. All other tokens (those after the last whole chunk, and
       pieces that continue a stream, as in decoding) are run as with 'xla'.
     starts: bool [b, t], True at the first token of a document; None: nowhere.
       Such a token must be the first of the piece, or a multiple of
@@ -330,9 +330,9 @@ def _spoil(misplaced: jax.Array | None, ys: Any) -> Any:
 
 
 def _run_whole(body, consts, state, xs, chunk, starts, initial):
-  """Whole chunks from a chunk's start, by `pallas.scan`; returns as `run`."""
+  """Whole chunks from a chunk's start, by `kernels.scan`; returns as `run`."""
   # Imported here, since few runs use Pallas and its import takes 0.25 s.
-  from hope.memory import pallas
+  from hope.memory.kernels import mosaic, scan
 
   block = block_size(chunk)
   batch, t, heads = jax.tree.leaves(xs)[0].shape[:3]
@@ -351,7 +351,7 @@ def _run_whole(body, consts, state, xs, chunk, starts, initial):
     marks = column(marks.reset), column(marks.complete)
 
   def compute(consts, **of_block):
-    step = Step(consts=consts, valid=None, form=pallas.FORM, **of_block)
+    step = Step(consts=consts, valid=None, form=mosaic.FORM, **of_block)
     return body(step)
 
   def step(consts, carry, x, j):
@@ -377,7 +377,7 @@ def _run_whole(body, consts, state, xs, chunk, starts, initial):
   if block == chunk:
     start = None
   xs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), xs)
-  (start, now, trace), ys = pallas.scan(
+  (start, now, trace), ys = scan.scan(
     step, (consts, initial), (start, now, trace), (xs, marks), block
   )
   if block == chunk and keeps_start:

@@ -2,12 +2,10 @@
 
 A count is of matmuls alone, two operations per multiply-add. It is of the model
 and not of a run: neither recomputation nor the passes that a matmul of high
-precision takes are counted, and kernel='pallas' counts as the XLA form. Masked
-matrices (c x c within a block of the memories, t x t in attention) and the
-places that fill a sequence's last block count in full, as they are computed.
+precision takes are counted, and compute.kernel='pallas' counts as the XLA form.
+Masked matrices (c x c within a block of the memories, t x t in attention) and
+the places that fill a sequence's last block count in full: they are computed.
 """
-
-from typing import Any
 
 from flax import nnx
 import jax
@@ -24,10 +22,10 @@ _PASSES = 3
 
 
 def _with_xla(
-  config: ml_collections.FrozenConfigDict,
+  config: ml_collections.ConfigDict,
 ) -> ml_collections.FrozenConfigDict:
-  """The configuration, with every Pallas kernel replaced by the XLA form."""
-  changed: Any = ml_collections.ConfigDict(config.to_dict())
+  """The configuration with compute.kernel='xla'."""
+  changed = ml_collections.ConfigDict(config.to_dict())
   with changed.unlocked():
     changed.compute.kernel = 'xla'
   return ml_collections.FrozenConfigDict(changed)

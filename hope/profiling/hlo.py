@@ -143,12 +143,12 @@ def _parse_line(line: str) -> Instruction | None:
     for dtype, dims, layout in _ARRAY.findall(shape)
   )
   return Instruction(
-    found[1],
-    arrays,
-    opcode[1],
-    tuple(_NAME.findall(line[begin:stop])),
-    line[begin + 1 : stop - 1],
-    line[stop:],
+    name=found[1],
+    arrays=arrays,
+    opcode=opcode[1],
+    operands=tuple(_NAME.findall(line[begin:stop])),
+    literal=line[begin + 1 : stop - 1],
+    rest=line[stop:],
   )
 
 

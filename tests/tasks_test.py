@@ -1,10 +1,11 @@
-"""Tests of the generated tasks."""
+"""The generated tasks: a contract that all keep, and what each is."""
 
 import numpy as np
 import pytest
 
 from hope.config import base_config
-from hope.data import open_data, synthetic
+from hope.data import generated, open_data
+from hope.tasks import TASKS, mqar
 
 
 def make_config(task, **options):
@@ -12,6 +13,74 @@ def make_config(task, **options):
   config.data.source = f'synthetic:{task}'
   config.data.task.update(options)
   return config
+
+
+# ---------------------------------------------- the contract, over the registry
+
+
+def examples(task, count=20, seq_len=64, **options):
+  """The options, and examples drawn by index."""
+  config = make_config(task, **options)
+  config.data.seq_len, rngs = seq_len, map(np.random.default_rng, range(count))
+  options = config.data.task
+  return options, [TASKS[task].generate(rng, seq_len, options) for rng in rngs]
+
+
+@pytest.mark.parametrize('task', list(TASKS))
+def test_shapes_and_dtypes(task):
+  for example in examples(task)[1]:
+    assert [x.shape for x in example] == [(64,)] * 3
+    assert [x.dtype for x in example] == [np.int32, np.int32, np.float32]
+
+
+@pytest.mark.parametrize('task', list(TASKS))
+@pytest.mark.parametrize('vocab_size', [24, 100])
+def test_tokens_are_of_the_vocabulary(task, vocab_size):
+  _, drawn = examples(task, vocab_size=vocab_size)
+  for tokens in (np.stack([e.inputs, e.targets]) for e in drawn):
+    assert tokens.min() >= 0 and tokens.max() < vocab_size
+
+
+@pytest.mark.parametrize('task', list(TASKS))
+def test_the_least_sizes_are_enough(task):
+  least = TASKS[task].least(make_config(task).data.task)
+  _, drawn = examples(task, seq_len=least.seq_len, vocab_size=least.vocab_size)
+  assert all(e.weights.any() for e in drawn)
+  assert max(e.inputs.max() for e in drawn) < least.vocab_size
+
+
+@pytest.mark.parametrize('task', list(TASKS))
+def test_weights_and_scores_are_of_the_answers_alone(task):
+  """Where nothing counts the target says nothing, and a guess costs nothing."""
+  score = TASKS[task].score
+  for _, targets, weights in examples(task)[1]:
+    assert set(weights.tolist()) <= {0.0, 1.0} and weights.any()
+    assert not targets[weights == 0].any()
+    guess = np.where(weights == 1, targets, -1)
+    assert score(guess, targets, weights) == 1
+    assert score(np.where(weights == 1, -1, targets), targets, weights) == 0
+    guess[np.flatnonzero(weights)[0]] = -1
+    assert 0 <= score(guess, targets, weights) < 1
+
+
+@pytest.mark.parametrize('task', list(TASKS))
+def test_streams(task):
+  config = make_config(task)
+
+  def inputs(split, seed):
+    config.seed = seed
+    source = generated.TaskSource(config, split)
+    return np.stack([source[i]['inputs'] for i in range(20)])
+
+  train = inputs('train', 0)
+  np.testing.assert_array_equal(train, inputs('train', 0))
+  heldout = inputs('heldout', 0)
+  rows = {row.tobytes() for row in [*train, *heldout, *inputs('train', 1)]}
+  assert len(rows) == 60
+  np.testing.assert_array_equal(heldout, inputs('heldout', 1))
+
+
+# ------------------------------------------------------------------ each task
 
 
 def test_mqar_equals_the_published_generator():
@@ -34,9 +103,7 @@ def test_mqar_equals_the_published_generator():
     rng.choice(np.arange(6), 2, replace=False, p=p / p.sum()) for _ in range(3)
   ]
   for i in range(3):
-    got, targets, weights = synthetic.mqar_sequence(
-      keys[i], values[i], gaps[i], 16
-    )
+    got, targets, weights = mqar.sequence(keys[i], values[i], gaps[i], 16)
     assert got.tolist() == inputs[i]
     queries = np.flatnonzero(weights)
     assert dict(zip(queries, targets[queries], strict=True)) == answers[i]
@@ -46,7 +113,7 @@ def test_mqar_equals_the_published_generator():
 def test_mqar_structure():
   config = make_config('mqar', vocab_size=100, num_pairs=6)
   config.data.seq_len = 40
-  source = synthetic.SyntheticSource(config, 'train')
+  source = generated.TaskSource(config, 'train')
   gaps = []
   for i in range(200):
     example = source[i]
@@ -69,7 +136,7 @@ def test_mqar_structure():
 def test_copy_structure():
   config = make_config('copy', vocab_size=16, num_pairs=5)
   config.data.seq_len = 30
-  source = synthetic.SyntheticSource(config, 'train')
+  source = generated.TaskSource(config, 'train')
   for i in range(50):
     example = source[i]
     inputs, targets = example['inputs'], example['targets']
@@ -81,33 +148,14 @@ def test_copy_structure():
 
 @pytest.mark.parametrize('num', [1, 3])
 def test_symbols_structure(num):
-  source = synthetic.SyntheticSource(
-    make_config('symbols', num_pairs=num), 'train'
-  )
+  source = generated.TaskSource(make_config('symbols', num_pairs=num), 'train')
   example = source[5]
   assert len(set(example['inputs'])) == num
   assert example['inputs'][1:].tolist() == example['targets'][:-1].tolist()
   assert example['weights'].all()
 
 
-@pytest.mark.parametrize('task', list(synthetic.TASKS))
-def test_streams(task):
-  config = make_config(task)
-
-  def inputs(split, seed):
-    config.seed = seed
-    source = synthetic.SyntheticSource(config, split)
-    return np.stack([source[i]['inputs'] for i in range(20)])
-
-  train = inputs('train', 0)
-  np.testing.assert_array_equal(train, inputs('train', 0))
-  heldout = inputs('heldout', 0)
-  rows = {row.tobytes() for row in [*train, *heldout, *inputs('train', 1)]}
-  assert len(rows) == 60
-  np.testing.assert_array_equal(heldout, inputs('heldout', 1))
-
-
-@pytest.mark.parametrize('task', list(synthetic.TASKS))
+@pytest.mark.parametrize('task', list(TASKS))
 def test_batches(task):
   config = make_config(task)
   data = open_data(config)

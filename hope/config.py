@@ -20,7 +20,7 @@ from hope.data.options import DataOptions, ReadingOptions, TaskOptions
 from hope.data.packing import alignment
 from hope.evaluation.options import EvalsOptions
 from hope.feedforward import FEEDFORWARD
-from hope.fields import SEED, Field, declared, field, nearest, shown
+from hope.fields import SEED, Field, declared, field, listed, nearest, shown
 from hope.mixers import MIXERS
 from hope.model import PRESETS, ComputeOptions, ModelOptions
 from hope.optimizer import OptimizerOptions, TrainOptions, parse_options
@@ -28,6 +28,7 @@ from hope.parallel.mesh import MeshOptions, check_sizes
 from hope.parallel.multihost import ProcessesOptions
 from hope.run.checkpoint import CheckpointOptions
 from hope.run.metrics import LogOptions
+from hope.run.workdir import ANOTHER_VERSION
 from hope.sampling import SampleOptions
 
 
@@ -142,11 +143,8 @@ def check_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
       cannot have; one line that names it.
   """
   given = _flat(config)
-  if missing := [path for path in FIELDS if path not in given]:
-    raise ValueError(
-      f'{", ".join(missing)} is missing: the configuration is of another '
-      'version. Train anew, or use the version that wrote it.'
-    )
+  if missing := sorted(FIELDS.keys() - given.keys()):
+    raise ValueError(f'{listed(missing)} missing: {ANOTHER_VERSION}')
   for path in given:
     if path not in FIELDS:
       raise ValueError(

@@ -14,6 +14,7 @@ written as `x <= 0` lets it pass. Upper bounds are far above any use: what lies
 beyond them would only fail late, or make a machine deaf.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import difflib
 import math
@@ -55,6 +56,12 @@ def nearest(given: Any, allowed: Any) -> str:
   """' Did you mean X?' if one of the allowed texts is near, else ''."""
   near = difflib.get_close_matches(str(given)[:_SHOWN], list(allowed), 1)
   return f' Did you mean {near[0]}?' if near else ''
+
+
+def listed(names: Sequence[str]) -> str:
+  """The first names with their verb: 'a is', 'a, b are', 'a, b, ... are'."""
+  more = ', ...' if len(names) > 3 else ''
+  return f'{", ".join(names[:3])}{more} {"is" if len(names) == 1 else "are"}'
 
 
 @dataclasses.dataclass(frozen=True)

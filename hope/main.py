@@ -26,6 +26,12 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_values=values,
   )
   flags.DEFINE_bool(
+    'help-config',
+    False,
+    'Print every field of the configuration and stop.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
     'describe',
     False,
     'Print the table of levels and stop.',
@@ -59,6 +65,9 @@ def main(values: flags.FlagValues) -> None:
 
   devices.use_all_cores()
   try:
+    if values['help-config'].value:
+      print(config_lib.menu(values.config))
+      return
     multihost.start(values.distributed, values.distributed_seconds)
     if values.describe:
       config = config_lib.resolve(values.config)

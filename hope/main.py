@@ -58,6 +58,11 @@ def main(values: flags.FlagValues) -> None:
   logging.set_verbosity(logging.WARNING)
 
   from hope import config as config_lib  # after the flags, as jax is slow
+
+  if values['help-config'].value:
+    print(config_lib.menu(values.config))
+    return
+
   from hope import data as data_lib
   from hope import levels
   from hope.parallel import devices, multihost
@@ -65,9 +70,6 @@ def main(values: flags.FlagValues) -> None:
 
   devices.use_all_cores()
   try:
-    if values['help-config'].value:
-      print(config_lib.menu(values.config))
-      return
     multihost.start(values.distributed, values.distributed_seconds)
     if values.describe:
       config = config_lib.resolve(values.config)

@@ -10,7 +10,6 @@ from hope import command_line, main
 from hope import config as config_lib
 from hope.config import FIELDS
 from hope.fields import Field
-from hope.parallel import devices
 from hope.run.workdir import is_identity
 
 ANOTHER_RUN = 'another value makes another run'
@@ -90,7 +89,6 @@ def test_what_a_field_may_be(stated, allowed):
 
 
 def test_the_command_needs_no_workdir_and_opens_nothing(capsys, monkeypatch):
-  monkeypatch.setattr(devices, 'use_all_cores', lambda: None)
   argv = ['hope.main', f'--config={ROOT}/experiments/smoke.py', '--help-config']
   argv += ['--config.data.source=text:/none/*', '--config.train.steps=7']
   values = flags.FlagValues()

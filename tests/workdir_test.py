@@ -86,6 +86,7 @@ def test_workdir_of_another_version(tmp_path, there, message):
 
 # Fields of version 0.1.0 that have other names now.
 RENAMED = {
+  'model.mixer': 'model.pattern',
   'model.titans.kernel': 'compute.kernel',
   'model.remat': 'compute.remat',
   'train.watchdog': 'processes.watchdog',

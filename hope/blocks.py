@@ -171,6 +171,18 @@ def divided(config: Config) -> list[Divided]:
   return found
 
 
+def least_parameters(config: Config) -> int:
+  """Parameters that a resolved configuration's model has at the least."""
+  model, specs = config.model, pattern(config)
+  of_blocks = sum(
+    chosen.part.least_parameters(block.sizes, chosen.options)
+    for block in specs
+    for chosen in block.parts.values()
+  )
+  repeats = model.num_layers // len(specs)
+  return repeats * of_blocks + model.width * (model.vocab_size or 1)
+
+
 def chunks(config: Config) -> list[int]:
   """Tokens between which a document may start: of all memories' chunks."""
   return [

@@ -24,6 +24,8 @@ from hope.fields import Field, shown
 
 # Objects that are made between two searches for unreachable cycles.
 _OBJECTS = 200_000
+# Columns of a table that is not shown on a terminal.
+_WIDTH = 100
 
 
 def define_config(values: flags.FlagValues) -> None:
@@ -56,6 +58,19 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     raise ValueError(_reason(error)) from error
   if others:
     raise ValueError(f'{others[0]!r} is not a flag; flags begin with --.')
+
+
+def console() -> Any:
+  """A rich.console.Console as wide as the terminal, or 100 columns without one.
+
+  Colours are used on a terminal alone.
+  """
+  import rich.console  # most commands print no table
+
+  found = rich.console.Console(highlight=False)
+  if not found.is_terminal:
+    found = rich.console.Console(highlight=False, width=_WIDTH)
+  return found
 
 
 def check_output(path: str | None) -> None:

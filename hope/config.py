@@ -14,20 +14,30 @@ from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
+import rich.padding
+import rich.table
+import rich.text
 
-from hope import blocks
+from hope import blocks, command_line
 from hope.data.options import DataOptions, ReadingOptions, TaskOptions
 from hope.data.packing import alignment
 from hope.evaluation.options import EvalsOptions
 from hope.feedforward import FEEDFORWARD
-from hope.fields import SEED, Field, declared, field, nearest, shown
+from hope.fields import SEED, Field, declared, field, listed, nearest, shown
 from hope.mixers import MIXERS
 from hope.model import PRESETS, ComputeOptions, ModelOptions
-from hope.optimizer import OptimizerOptions, TrainOptions, parse_options
+from hope.optimizer import (
+  RULES,
+  OptimizerOptions,
+  TrainOptions,
+  defaults,
+  parse_options,
+)
 from hope.parallel.mesh import MeshOptions, check_sizes
 from hope.parallel.multihost import ProcessesOptions
 from hope.run.checkpoint import CheckpointOptions
 from hope.run.metrics import LogOptions
+from hope.run.workdir import ANOTHER_VERSION, HOW
 from hope.sampling import SampleOptions
 
 
@@ -89,12 +99,12 @@ def base_config() -> ml_collections.ConfigDict:
   return config
 
 
-def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
+def parse_arg(arg: str, **known: Any) -> ml_collections.ConfigDict:
   """Reads the part of `--config=file.py:a=1,b=x` that follows the colon.
 
   Args:
     arg: comma-separated `name=value` pairs.
-    **defaults: the names allowed, with their defaults; a value is read as the
+    **known: the names allowed, with their defaults; a value is read as the
       type of its default. A `Field` has a default and bounds.
 
   Raises:
@@ -103,7 +113,7 @@ def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
   """
   allowed = {
     name: x if isinstance(x, Field) else Field(x, '')
-    for name, x in defaults.items()
+    for name, x in known.items()
   }
   values = {name: stated.default for name, stated in allowed.items()}
   for pair in filter(None, arg.split(',')):
@@ -128,6 +138,64 @@ def parse_arg(arg: str, **defaults: Any) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(values)
 
 
+def menu(config: ml_collections.ConfigDict) -> str:
+  """Every field of a configuration, as text that fits the terminal.
+
+  Of each section, whether another value makes another run; of each field its
+  value, what it means, what it may be, and its default where that is another.
+
+  Args:
+    config: from an experiment file; its values need not be right.
+  """
+  values = _flat(config)
+  console = command_line.console()
+  with console.capture() as capture:
+    for section, options in SECTIONS.items():
+      effect = 'another value makes another run'
+      if section.partition('.')[0] in HOW:
+        effect = 'may change between two starts of a run'
+      heading = f'{section}.NAME'.removeprefix('.')
+      console.print(rich.text.Text(f'--config.{heading}: {effect}', 'bold'))
+      grid = rich.table.Table.grid(padding=(0, 2, 0, 0))
+      for width in (21, 14, None):
+        grid.add_column(width=width, overflow='fold')
+      for name, stated in declared(options).items():
+        path = f'{section}.{name}'.removeprefix('.')
+        grid.add_row(name, *_described(path, stated, values))
+      console.print(rich.padding.Padding(grid, (0, 0, 1, 2)))
+  return '\n'.join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _described(
+  path: str, stated: Field, values: dict[str, Any]
+) -> tuple[rich.text.Text, rich.text.Text]:
+  """The value of a field, and what is said of it."""
+  value = values.get(path)
+  notes = [stated.allowed]
+  if value != stated.default:
+    notes.append(f'default: {_written(stated.default)}')
+  if path == 'optimizer.options':
+    name = values.get('optimizer.name')
+    known = defaults(name) if name in RULES else {}
+    given = ', '.join(f'{key}={known[key]!r}' for key in known)
+    notes.append(f'arguments of {name}: {given}')
+  if path == 'train.steps':
+    notes.append('may change between two starts of a run')
+  text = rich.text.Text(f'{stated.doc}\n')
+  text.append('; '.join(notes), 'dim')
+  style = '' if value == stated.default else 'bold'
+  return rich.text.Text(_written(value), style), text
+
+
+def _written(value: Any) -> str:
+  """A value as one writes it in a flag: with quotes only where they matter."""
+  if isinstance(value, bool):
+    return str(value).lower()
+  text = shown(value)
+  plain = isinstance(value, str) and value == value.strip() != ''
+  return text[1:-1] if plain and text == f"'{value}'" else text
+
+
 def check_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Checks every field alone.
 
@@ -142,11 +210,8 @@ def check_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
       cannot have; one line that names it.
   """
   given = _flat(config)
-  if missing := [path for path in FIELDS if path not in given]:
-    raise ValueError(
-      f'{", ".join(missing)} is missing: the configuration is of another '
-      'version. Train anew, or use the version that wrote it.'
-    )
+  if missing := sorted(FIELDS.keys() - given.keys()):
+    raise ValueError(f'{listed(missing)} missing: {ANOTHER_VERSION}')
   for path in given:
     if path not in FIELDS:
       raise ValueError(

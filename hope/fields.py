@@ -14,6 +14,7 @@ written as `x <= 0` lets it pass. Upper bounds are far above any use: what lies
 beyond them would only fail late, or make a machine deaf.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import difflib
 import math
@@ -57,6 +58,12 @@ def nearest(given: Any, allowed: Any) -> str:
   return f' Did you mean {near[0]}?' if near else ''
 
 
+def listed(names: Sequence[str]) -> str:
+  """The first names with their verb: 'a is', 'a, b are', 'a, b, ... are'."""
+  more = ', ...' if len(names) > 3 else ''
+  return f'{", ".join(names[:3])}{more} {"is" if len(names) == 1 else "are"}'
+
+
 @dataclasses.dataclass(frozen=True)
 class Field:
   """One field.
@@ -94,6 +101,32 @@ class Field:
   def kind(self) -> type:
     """The type of a value that is not None."""
     return self.of or type(self.default)
+
+  @property
+  def allowed(self) -> str:
+    """What the field may be, for people: 'tokens, 1 or more, or None'."""
+    if self.choices:
+      words = [f'one of {", ".join(self.choices)}']
+    elif self.kind in (bool, str):
+      words = [_KINDS[self.kind]]
+    else:
+      words = [self.unit or _KINDS[self.kind], *self._bounds()]
+    return ', '.join(words + ['or None'] * self.optional)
+
+  def _bounds(self) -> list[str]:
+    """The bounds of a number, in words."""
+    words = []
+    if self.minimum is not None and self.maximum is not None:
+      words.append(f'{self.minimum:,} to {self.maximum:,}')
+    elif self.minimum is not None:
+      words.append(f'{self.minimum:,} or more')
+    elif self.maximum is not None:
+      words.append(f'at most {self.maximum:,}')
+    if self.above is not None:
+      words.append(f'above {self.above:,}')
+    if self.below is not None:
+      words.append(f'below {self.below:,}')
+    return words
 
   def check(self, name: str, value: Any) -> Any:
     """Returns a value in the field's type.

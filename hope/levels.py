@@ -16,16 +16,12 @@ from flax import nnx
 import jax
 import ml_collections
 import rich.box
-import rich.console
 import rich.table
 
-from hope import optimizer
+from hope import command_line, optimizer
 from hope.blocks import parameters, pattern
 from hope.model import Hope
 from hope.parts import Leaf, Level, find, per_step
-
-# Columns of a table that is not shown on a terminal.
-_WIDTH = 100
 
 
 def count_parameters(
@@ -186,9 +182,7 @@ def table(config: ml_collections.FrozenConfigDict) -> str:
 
   Colours are used on a terminal alone.
   """
-  console = rich.console.Console(highlight=False)
-  if not console.is_terminal:
-    console = rich.console.Console(highlight=False, width=_WIDTH)
+  console = command_line.console()
   grid = rich.table.Table(
     box=rich.box.SIMPLE_HEAD,
     show_footer=True,

@@ -26,6 +26,12 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_values=values,
   )
   flags.DEFINE_bool(
+    'help-config',
+    False,
+    'Print every field of the configuration and stop.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
     'describe',
     False,
     'Print the table of levels and stop.',
@@ -52,6 +58,11 @@ def main(values: flags.FlagValues) -> None:
   logging.set_verbosity(logging.WARNING)
 
   from hope import config as config_lib  # after the flags, as jax is slow
+
+  if values['help-config'].value:
+    print(config_lib.menu(values.config))
+    return
+
   from hope import data as data_lib
   from hope import levels
   from hope.parallel import devices, multihost

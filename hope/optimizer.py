@@ -83,8 +83,8 @@ class OptimizerOptions:
   )
   weight_decay: float = field(
     0.1,
-    "Of matrices, the embedding and the convolution; 'delta_gradient_descent' "
-    'has its retention instead.',
+    'Decay of matrices, the embedding and the convolution; '
+    "'delta_gradient_descent' has its retention instead.",
     minimum=0,
   )
   b1: float = field(0.9, "Decay of AdamW's first moment.", minimum=0, below=1)
@@ -103,7 +103,7 @@ class TrainOptions:
 
   steps: int = field(
     200,
-    'Length of the run. It may change: the learning rate then ends elsewhere.',
+    'Length of the run. The learning rate reaches its last value there.',
     unit='updates',
     minimum=1,
   )

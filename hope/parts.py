@@ -198,6 +198,8 @@ class Part:
     check: (sizes, options) -> None; raises ValueError for what cannot work
       together.
     divided: (sizes, options) -> sizes that a mesh must divide.
+    least_parameters: (sizes, options) -> how many it has at the least, for a
+      bound of memory; 0 says nothing.
     chunks: options -> tokens between which a document may start, each.
     metrics: state -> what a run logs: arrays [layers] by name.
     hidden_multiple: of a mixer: `Sizes.hidden_multiple` of its block.
@@ -209,6 +211,7 @@ class Part:
   levels: Callable[[Sizes, Any], Sequence[Level]] = lambda sizes, options: ()
   check: Callable[[Sizes, Any], None] = lambda sizes, options: None
   divided: Callable[[Sizes, Any], Sequence[Divided]] = lambda sizes, options: ()
+  least_parameters: Callable[[Sizes, Any], int] = lambda sizes, options: 0
   chunks: Callable[[Any], Sequence[int]] = lambda options: ()
   metrics: Callable[[Any], dict[str, jax.Array]] = lambda state: {}
   hidden_multiple: float = 1.0

@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from hope import command_line, errors, generate, main, optimizer
+from hope import command_line, errors, generate, main, optimizer, trained
 from hope import config as config_lib
 from hope.config import FIELDS
 from hope.parallel import devices
@@ -282,7 +282,7 @@ def test_every_flag_of_a_command(home, tmp_path, monkeypatch, module):
     raise Accepted
 
   for target, name in (
-    *((generate, 'load'), (loop, 'run'), (throughput, 'matmul_peak')),
+    *((trained, 'load'), (loop, 'run'), (throughput, 'matmul_peak')),
     *((aot, 'compile_step'), (aot, 'search'), (topologies, '_open')),
     (step_lib, 'build_model'),
   ):

@@ -74,7 +74,7 @@ def test_a_number_is_finite(path, value):
     ('seed', -1, 'must not be negative'),
     ('seed', 2**32, 'must be at most 4,294,967,295'),
     ('optimizer.name', 'adam', 'one of adamw, .* Did you mean adamw?'),
-    ('model', 3, r'model.preset, .* is missing'),
+    ('model', 3, r'model.attention.max_context, .* are missing'),
   ],
 )
 def test_a_value_that_a_field_cannot_have(path, value, message):

@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -43,6 +44,27 @@ def tiny(**fields):
 def one_core(monkeypatch):
   """Runs see one device, however many there are."""
   monkeypatch.setattr(jax, 'devices', lambda: jax.local_devices()[:1])
+
+
+def test_what_is_opened_receives_a_resolved_configuration(
+  tmp_path, monkeypatch
+):
+  """Before the mesh is made, sizes are filled in and nothing can change."""
+  given = tiny()
+  given.model.num_layers = None
+  seen = []
+
+  def make_mesh(config):
+    seen.append(config)
+    raise ValueError('seen')
+
+  monkeypatch.setattr(loop.mesh_lib, 'make_mesh', make_mesh)
+  with pytest.raises(ValueError, match='seen'):
+    loop.run(given, str(tmp_path))
+  (config,) = seen
+  assert isinstance(config, ml_collections.FrozenConfigDict)
+  assert config.model.num_layers == 4 and config.model.vocab_size is None
+  assert given.model.num_layers is None
 
 
 # Finite, as are losses and gradients, but for what it makes of the weights.

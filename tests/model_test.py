@@ -73,6 +73,17 @@ def hidden(model):
   return width
 
 
+@pytest.mark.parametrize(
+  'pattern', ['titans+cms', 'attention+cms, titans+cms(periods=(1,))']
+)
+def test_the_parameters_counted_before_anything_is_built(pattern):
+  """A bound from below, and not far from it; of a level left to its mixer."""
+  config = resolved(**{'model.pattern': pattern, 'model.width': 64})
+  model = nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(0)))
+  count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+  assert count / 4 < blocks.least_parameters(config) < count
+
+
 def test_presets_give_the_sizes_left_at_none():
   config = config_lib.base_config()
   config.model.preset = '760m'

@@ -203,9 +203,8 @@ def test_updates_that_need_inputs_are_normalized_too():
   config = config_lib.resolve(raw, 16)
   params = {'embed': {'embedding': jnp.ones((3, 2))}}
   tx = optimizer.make_rule(config, 'delta_gradient_descent')
-  updates, _ = tx.update(
-    params, tx.init(params), params, inputs={'kernel': jnp.eye(3)}
-  )
+  inputs = {'embed': {'embedding': jnp.eye(3)}}
+  updates, _ = tx.update(params, tx.init(params), params, inputs=inputs)
   np.testing.assert_allclose(
     optax.tree.norm(updates), config.optimizer.learning_rate, rtol=1e-3
   )

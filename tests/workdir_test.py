@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -17,6 +18,8 @@ import pytest
 from hope import config as config_lib
 from hope.config import FIELDS
 from hope.run import checkpoint, mirror, workdir
+from hope.trained import load
+from hope.training import loop
 
 
 def test_workdir_below_a_file(tmp_path):
@@ -68,11 +71,57 @@ def test_workdir_remembers_its_configuration(tmp_path):
   assert (tmp_path / 'config.json').read_bytes() == before
 
 
-def test_workdir_with_a_field_that_is_new(tmp_path):
-  workdir.check_workdir(tmp_path, {'a': {'b': 1}, 'old': 2})
-  with pytest.raises(ValueError) as error:
+@pytest.mark.parametrize(
+  ('there', 'message'),
+  [
+    ({'a': {'b': 1}}, 'a.c is missing: the configuration is of another'),
+    ({'a': {'b': 1, 'c': 2, 'd': 3}}, 'a.d is unknown: the configuration is'),
+  ],
+)
+def test_workdir_of_another_version(tmp_path, there, message):
+  workdir.check_workdir(tmp_path, there)
+  with pytest.raises(ValueError, match=message):
     workdir.check_workdir(tmp_path, {'a': {'b': 1, 'c': 2}})
-  assert "  a.c: '(absent)' -> 2\n  old: 2 -> '(absent)'" in str(error.value)
+
+
+# Fields of version 0.1.0 that have other names now.
+RENAMED = {
+  'model.mixer': 'model.pattern',
+  'model.titans.kernel': 'compute.kernel',
+  'model.remat': 'compute.remat',
+  'train.watchdog': 'processes.watchdog',
+  'data.read_ahead': 'reading.ahead',
+  'data.tfds_dir': 'reading.tfds_dir',
+  'train.checkpoint_every': 'checkpoint.every',
+  'train.keep': 'checkpoint.keep',
+  'train.keep_every': 'checkpoint.keep_every',
+  'train.keep_best': 'checkpoint.keep_best',
+  'train.log_every': 'log.every',
+  'train.eval_every': 'evals.every',
+  'train.eval_batches': 'evals.batches',
+}
+
+
+@pytest.mark.parametrize('read', [loop.run, lambda _, folder: load(folder)])
+def test_a_run_of_version_0_1_0_is_refused(tmp_path, read):
+  """In a line that says how to go on, by training and by reading it."""
+  config = config_lib.base_config()
+  config.data.source = 'synthetic:mqar'
+  config.mesh.data = 1
+  old = config.to_dict()
+  for before, now in RENAMED.items():
+    section, name = now.split('.')
+    *parents, last = before.split('.')
+    place = functools.reduce(dict.__getitem__, parents, old)
+    place[last] = old[section].pop(name)
+  (tmp_path / 'config.json').write_text(json.dumps(old))
+  with pytest.raises(ValueError) as error:
+    read(config, str(tmp_path))
+  assert str(error.value) == (
+    f'{tmp_path}/config.json: checkpoint.every, checkpoint.keep, '
+    f'checkpoint.keep_best, ... are missing: {workdir.ANOTHER_VERSION}'
+  )
+  assert not (tmp_path / 'checkpoints').exists()
 
 
 def test_workdir_with_a_damaged_configuration(tmp_path):

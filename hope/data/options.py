@@ -60,7 +60,7 @@ class TaskOptions:
   )
   power: float = field(
     0.01,
-    'Of mqar: gap g is drawn in proportion to (g + 1)^(power - 1).',
+    'mqar draws a gap g in proportion to (g + 1)^(power - 1).',
     minimum=-10,
     maximum=10,
   )

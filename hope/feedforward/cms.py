@@ -423,6 +423,10 @@ def _divided(sizes: Sizes, options: CMSOptions) -> list[Divided]:
   return [Divided('the hidden width of a level', hidden, ('tensor',))]
 
 
+def _least_parameters(sizes: Sizes, options: CMSOptions) -> int:
+  return 2 * sizes.width * _hidden(sizes, options) * len(options.periods)
+
+
 def _chunks(options: CMSOptions) -> tuple[int, ...]:
   return tuple(options.periods) if options.mode == 'in_context' else ()
 
@@ -434,5 +438,6 @@ PART = Part(
   levels=_levels,
   check=_check,
   divided=_divided,
+  least_parameters=_least_parameters,
   chunks=_chunks,
 )

@@ -71,7 +71,7 @@ class TitansOptions:
   )
   projection_chunk_size: int = field(
     64,
-    'The same for the memories that generate k, v, eta, alpha (and q).',
+    'Length of a chunk of the memories that generate k, v, eta, alpha (q).',
     unit='tokens',
     minimum=1,
   )

@@ -66,7 +66,10 @@ def memory_bytes() -> int:
   return here * jax.process_count()
 
 
-def least_bytes(config: ml_collections.ConfigDict) -> int:
+def least_bytes(
+  config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict,
+  parameters: int,
+) -> int:
   """Memory that training needs at the least, by counts that are no estimate.
 
   Parameters with their gradients, the batch (inputs, targets and weights), and
@@ -74,12 +77,9 @@ def least_bytes(config: ml_collections.ConfigDict) -> int:
 
   Args:
     config: resolved.
+    parameters: that the model has at the least.
   """
   model, data = config.model, config.data
-  hidden = int(model.width * model.cms.hidden_multiple)
-  levels = len(model.cms.periods)
-  parameters = model.num_layers * 2 * model.width * hidden * levels
-  parameters += model.width * (model.vocab_size or 1)
   tokens = data.batch_size * data.seq_len
   kept = tokens // config.train.accumulate
   kept *= model.width + (model.vocab_size or 1)
@@ -87,7 +87,10 @@ def least_bytes(config: ml_collections.ConfigDict) -> int:
   return 8 * parameters + 12 * tokens + operand * kept
 
 
-def check_memory(config: ml_collections.ConfigDict) -> None:
+def check_memory(
+  config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict,
+  parameters: int,
+) -> None:
   """Raises ValueError if a run cannot fit in the devices' memory.
 
   A batch of a billion rows would keep a machine deaf for minutes, before
@@ -95,9 +98,10 @@ def check_memory(config: ml_collections.ConfigDict) -> None:
 
   Args:
     config: resolved.
+    parameters: that the model has at the least, as `hope.blocks` counts them.
   """
   check_fits(
-    least_bytes(config),
+    least_bytes(config, parameters),
     f'data.batch_size={config.data.batch_size} x data.seq_len='
     f'{config.data.seq_len} tokens of a model with model.num_layers='
     f'{config.model.num_layers} and model.width={config.model.width}',

@@ -21,7 +21,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from hope import command_line, compilation_cache, errors
+from hope import blocks, command_line, compilation_cache, errors
 from hope.config import resolve
 from hope.parallel import devices
 from hope.parallel import mesh as mesh_lib
@@ -380,7 +380,7 @@ def main(values: flags.FlagValues) -> None:
   command_line.check_output(values.json)
   devices.use_all_cores()
   config = resolve(values.config, _VOCAB_SIZE)
-  devices.check_memory(config)
+  devices.check_memory(config, blocks.least_parameters(config))
   run = measure_decode if values.decode else measure
   result = run(config, values.steps)
   if values.json:

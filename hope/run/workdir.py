@@ -17,6 +17,8 @@ from absl import logging
 from etils import epath
 import jax
 
+from hope.fields import listed
+
 # Sections that say how a run is computed, kept and shown. All others say what
 # is computed: they, without train.steps, are the run's identity.
 HOW = (
@@ -24,6 +26,12 @@ HOW = (
   *('checkpoint', 'log', 'evals', 'sample'),
 )
 
+# What to do about a configuration that has not the fields of this version.
+ANOTHER_VERSION = (
+  'the configuration is of another version, whose run cannot go on here. Train '
+  'anew in another workdir, or go on with the version that wrote it; '
+  'CHANGELOG.md says which fields have new names.'
+)
 
 # Orbax takes these as a pattern of names, or as another directory.
 _PATTERN = re.compile(r'[][*?\\\x00-\x1f\x7f]')
@@ -250,10 +258,17 @@ def check_workdir(workdir: str | os.PathLike[str], config: Any) -> None:
     if old == new:
       return
     new_fields = _fields(new)
+    for names, are in (
+      (new_fields.keys() - old_fields.keys(), 'missing'),
+      (old_fields.keys() - new_fields.keys(), 'unknown'),
+    ):
+      if names:
+        raise ValueError(
+          f'{path}: {listed(sorted(names))} {are}: {ANOTHER_VERSION}'
+        )
     refused = []
-    for name in sorted({*old_fields, *new_fields}):
-      before = old_fields.get(name, '(absent)')
-      after = new_fields.get(name, '(absent)')
+    for name in sorted(new_fields):
+      before, after = old_fields[name], new_fields[name]
       if before == after:
         continue
       change = f'{name}: {before!r} -> {after!r}'
@@ -262,10 +277,10 @@ def check_workdir(workdir: str | os.PathLike[str], config: Any) -> None:
       else:
         logging.info('Going on with another %s', change)
     if refused:
-      listed = '\n'.join(refused)
+      changes = '\n'.join(refused)
       raise ValueError(
         f'The workdir {workdir} holds a run of another configuration:\n'
-        f'{listed}\nUse another workdir for the new configuration, or give '
+        f'{changes}\nUse another workdir for the new configuration, or give '
         'these fields their old values to go on with the old run.'
       )
   if jax.process_index() == 0:

@@ -11,9 +11,9 @@ import jax
 import ml_collections
 import numpy as np
 
+from hope import blocks, errors, sampling
 from hope import config as config_lib
 from hope import data as data_lib
-from hope import errors, sampling
 from hope.evaluation import baselines
 from hope.parallel import devices, multihost
 from hope.parallel import mesh as mesh_lib
@@ -133,7 +133,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
     OSError: if the workdir cannot be written.
   """
   resolved = config_lib.resolve(config)
-  devices.check_memory(resolved)
+  devices.check_memory(resolved, blocks.least_parameters(resolved))
   with Mirror(workdir) as files:
     return _run(resolved, files)
 

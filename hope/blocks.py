@@ -57,6 +57,7 @@ def sizes(config: Config) -> Sizes:
     seq_len=config.data.seq_len,
     dtype=jnp.dtype(model.dtype),
     kernel=config.compute.kernel,
+    norm_eps=model.norm_eps,
   )
 
 
@@ -138,11 +139,19 @@ _NORM = Leaf('norm/scale', P(), 'norms')
 
 def parameters(config: Config) -> tuple[Leaf, ...]:
   """The table of a model's parameters, by their paths in it."""
+  tied = config.model.tied_head
   table = [
     Leaf(
       'embed/embedding',
       P(None, ('fsdp', 'tensor')),
-      'embedding (and output)',
+      'embedding (and output)' if tied else 'embedding',
+      kind='embedding',
+      used_whole=True,
+    ),
+    Leaf(
+      'head/kernel',
+      P(('fsdp', 'tensor')),
+      'output',
       kind='embedding',
       used_whole=True,
     ),

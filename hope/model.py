@@ -68,6 +68,17 @@ class ModelOptions:
     'whatever it says.',
     choices=('float32', 'bfloat16'),
   )
+  norm_eps: float = field(
+    1e-6, 'Added to the mean square in RMSNorm.', above=0, maximum=1.0
+  )
+  tied_head: bool = field(
+    True, 'Whether the embedding is the output layer too.'
+  )
+  logit_scale: float | None = field(
+    None,
+    'Factor of the logits. None: width^-0.5 with a tied head, 1 without.',
+    above=0,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +102,7 @@ class Block(nnx.Module):
   """One block: `init_state(batch)`, `__call__(x, state) -> (x, state)`."""
 
   def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
-    self.norm = RMSNorm(spec.sizes.width)
+    self.norm = RMSNorm(spec.sizes.width, spec.sizes.norm_eps)
     self.mixer = spec.mixer.build(spec.sizes, rngs)
     self.feedforward = spec.feedforward.build(spec.sizes, rngs)
 
@@ -123,7 +134,7 @@ class Hope(nnx.Module):
   Layer r * p + i is repeat r of block i of the pattern's p blocks; the
   parameters of a block are stacked over its repeats.
 
-  Choice: the embedding is tied to the output layer.
+  Choice: the embedding is tied to the output layer, but by option.
 
   Attributes:
     table: of its parameters, with their places on a mesh.
@@ -149,7 +160,19 @@ class Hope(nnx.Module):
       _stack(spec, keys[place::count])
       for place, spec in enumerate(self.pattern)
     )
-    self.norm = RMSNorm(model.width)
+    self.norm = RMSNorm(model.width, model.norm_eps)
+    self.logit_scale = model.logit_scale
+    if self.logit_scale is None:
+      self.logit_scale = model.width**-0.5 if model.tied_head else 1.0
+    self.tied_head = model.tied_head
+    if not model.tied_head:
+      self.head = nnx.Linear(
+        model.width,
+        model.vocab_size,
+        use_bias=False,
+        dtype=self.dtype,
+        rngs=rngs,
+      )
 
   def init_state(self, batch: int, documents: bool = False):
     """Fast state before the first token: of each block of the pattern.
@@ -250,10 +273,19 @@ class Hope(nnx.Module):
     )
     if last_only:
       x = x[:, -1:]
-    x = self.norm(x) * (self.embed.embedding.shape[-1] ** -0.5)
+    x = self.norm(x) * self.logit_scale
     # Sums are of at least float32 and stay so: logits that are rounded to
     # bfloat16 would tie.
     x = placement.constrain(x, 'logits').astype(self.dtype)
     dtype = jnp.promote_types(self.dtype, jnp.float32)
-    table = embed.embedding[...].astype(self.dtype)
-    return jnp.matmul(x, table.T, preferred_element_type=dtype), state
+    return jnp.matmul(
+      x, self._output_kernel(embed), preferred_element_type=dtype
+    ), state
+
+  def _output_kernel(self, embed: nnx.Embed) -> jax.Array:
+    """[width, v], in the dtype of matrix products."""
+    if self.tied_head:
+      return embed.embedding[...].astype(self.dtype).T
+    kernel = nnx.to_pure_dict(nnx.state(self.head))
+    kernel = placement.gather(kernel, 'head', self.dtype, self.table)['kernel']
+    return kernel.astype(self.dtype)

@@ -147,6 +147,7 @@ class Sizes:
     seq_len: tokens of a training sequence.
     dtype: of the operands of matrix products.
     kernel: what runs the memories, one of `hope.memory.stream.KERNELS`.
+    norm_eps: of the norms at the entrance of mixers and feed-forwards.
     hidden_multiple: hidden width of a feed-forward whose options leave it open,
       as a multiple of the width.
   """
@@ -156,6 +157,7 @@ class Sizes:
   seq_len: int
   dtype: Any
   kernel: str
+  norm_eps: float = 1e-6
   hidden_multiple: float = 1.0
 
 

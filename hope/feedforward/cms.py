@@ -98,13 +98,15 @@ class OuterLevel(nnx.Module):
     width: int,
     hidden: int,
     *,
+    norm_eps: float,
     dtype: jax.typing.DTypeLike,
     rngs: nnx.Rngs,
   ):
-    self.norm = RMSNorm(width)
-    dense = lambda i, o: nnx.Linear(
-      i, o, use_bias=False, dtype=dtype, rngs=rngs
-    )
+    self.norm = RMSNorm(width, norm_eps)
+
+    def dense(i: int, o: int) -> nnx.Linear:
+      return nnx.Linear(i, o, use_bias=False, dtype=dtype, rngs=rngs)
+
     self.up, self.down = dense(width, hidden), dense(hidden, width)
 
   def init_state(self, batch: int) -> tuple[()]:
@@ -124,6 +126,11 @@ class OuterLevel(nnx.Module):
     return self.down(mlp.act(hidden)), ()
 
 
+def _one_head(x: jax.Array) -> jax.Array:
+  """[b, t, d] as [b, t, 1, d]."""
+  return x[:, :, None]
+
+
 class InContextLevel(nnx.Module):
   """A block whose weights learn every `period` tokens of the sequence."""
 
@@ -134,22 +141,28 @@ class InContextLevel(nnx.Module):
     *,
     period: int,
     objective: str,
+    norm_eps: float,
     dtype: jax.typing.DTypeLike,
     rngs: nnx.Rngs,
   ):
     self.period, self.objective, self.dtype = period, objective, dtype
-    self.norm = RMSNorm(width)
-    dense = lambda o, **kw: nnx.Linear(width, o, dtype=dtype, rngs=rngs, **kw)
-    self.key_value = dense(2 * width, use_bias=False)
+    self.norm = RMSNorm(width, norm_eps)
+    self.key_value = nnx.Linear(
+      width, 2 * width, use_bias=False, dtype=dtype, rngs=rngs
+    )
     # eta starts at half its bound, alpha at 0.9975.
-    self.gates = dense(
+    self.gates = nnx.Linear(
+      width,
       2,
+      dtype=dtype,
       kernel_init=nnx.initializers.zeros,
       bias_init=lambda *_: jnp.array([0.0, 6.0]),
+      rngs=rngs,
     )
-    normal = lambda i, o: nnx.Param(
-      jax.random.normal(rngs.params(), (i, o)) / i**0.5
-    )
+
+    def normal(i: int, o: int) -> nnx.Param:
+      return nnx.Param(jax.random.normal(rngs.params(), (i, o)) / i**0.5)
+
     self.up, self.down = normal(width, hidden), normal(hidden, width)
 
   def _kernels(self) -> mlp.Kernels:
@@ -211,13 +224,8 @@ class InContextLevel(nnx.Module):
       (y,) = mlp.forward(frozen, z, residual=False)
       return new, trace, y[..., 0, :, :]
 
-    one_head = lambda a: a[:, :, None]
-    xs = (
-      one_head(at_least_float32(z)),
-      one_head(width**0.5 * l2_normalize(k)),
-      one_head(l2_normalize(v)),
-      one_head(gates),
-    )
+    xs = at_least_float32(z), width**0.5 * l2_normalize(k), l2_normalize(v)
+    xs = jax.tree.map(_one_head, (*xs, gates))
     memory, position, y = stream.run(
       body,
       base,
@@ -241,6 +249,7 @@ class ContinuumMemory(nnx.Module):
     width: int,
     options: CMSOptions,
     *,
+    norm_eps: float = 1e-6,
     dtype: jax.typing.DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
   ):
@@ -249,6 +258,7 @@ class ContinuumMemory(nnx.Module):
     Args:
       width: of the residual stream.
       options: of the levels, hidden_multiple filled in.
+      norm_eps: of the levels' norms.
       dtype: of matmul operands.
       rngs: for parameters.
 
@@ -263,13 +273,16 @@ class ContinuumMemory(nnx.Module):
       self.mix = nnx.Param(jnp.zeros(len(options.periods)))
     for j, period in enumerate(options.periods):
       if options.mode == 'outer':
-        level = OuterLevel(width, hidden, dtype=dtype, rngs=rngs)
+        level = OuterLevel(
+          width, hidden, norm_eps=norm_eps, dtype=dtype, rngs=rngs
+        )
       else:
         level = InContextLevel(
           width,
           hidden,
           period=period,
           objective=options.objective,
+          norm_eps=norm_eps,
           dtype=dtype,
           rngs=rngs,
         )
@@ -326,7 +339,13 @@ def _hidden(sizes: Sizes, options: CMSOptions) -> int:
 def _build(sizes: Sizes, options: CMSOptions, *, rngs: nnx.Rngs):
   multiple = _multiple(sizes, options)
   options = dataclasses.replace(options, hidden_multiple=multiple)
-  return ContinuumMemory(sizes.width, options, dtype=sizes.dtype, rngs=rngs)
+  return ContinuumMemory(
+    sizes.width,
+    options,
+    norm_eps=sizes.norm_eps,
+    dtype=sizes.dtype,
+    rngs=rngs,
+  )
 
 
 def _passes_on(options: CMSOptions) -> str:

@@ -17,11 +17,11 @@ def l2_normalize(x: jax.Array) -> jax.Array:
 class RMSNorm(nnx.Module):
   """x / rms(x) * scale over the last axis, in float32 or better."""
 
-  def __init__(self, width: int):
-    self.scale = nnx.Param(jnp.ones(width))
+  def __init__(self, width: int, eps: float = 1e-6):
+    self.scale, self.eps = nnx.Param(jnp.ones(width)), eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns an array like x [..., width]."""
     y = at_least_float32(x)
-    y *= lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
+    y *= lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
     return (y * self.scale[...]).astype(x.dtype)

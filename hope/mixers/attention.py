@@ -1,6 +1,7 @@
 """Causal softmax attention with rotary positions, for Hope-Attention."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 from flax import nnx
@@ -9,11 +10,20 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from hope.fields import field
-from hope.layers.precision import at_least_float32
+from hope.layers import rotary
 from hope.memory import finite
 from hope.memory.segments import since_start
 from hope.parallel import placement
-from hope.parts import BY_HEAD, Leaf, Level, Part, Sizes, per_token
+from hope.parts import (
+  BY_HEAD,
+  ONE_PROJECTION,
+  Divided,
+  Leaf,
+  Level,
+  Part,
+  Sizes,
+  per_token,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +32,45 @@ class AttentionOptions:
 
   max_context: int | None = field(
     None,
-    'Longest context that decoding keeps. None: data.seq_len.',
+    'Tokens before it that a token sees, and that decoding keeps. None: '
+    'data.seq_len.',
+    unit='tokens',
+    minimum=1,
+    maximum=2**24,
+  )
+  num_kv_heads: int | None = field(
+    None,
+    'Heads of keys and values, each shared by as many heads of queries. None: '
+    'model.num_heads.',
+    minimum=1,
+    maximum=2**17,
+  )
+  head_dim: int | None = field(
+    None,
+    'Width of a head. None: model.width / model.num_heads.',
+    minimum=2,
+    maximum=2**17,
+  )
+  rope_theta: float = field(
+    1e4, 'Base of the rotary embedding.', above=1, maximum=1e12
+  )
+  rope_scaling: str = field(
+    'none',
+    "'llama3' slows long wavelengths, as the rope_ fields below say.",
+    choices=('none', 'llama3'),
+  )
+  rope_factor: float = field(
+    8.0, 'By which long wavelengths grow.', minimum=1, maximum=2**20
+  )
+  rope_low_factor: float = field(
+    1.0, 'Of the longest wavelength that is interpolated.', above=0
+  )
+  rope_high_factor: float = field(
+    4.0, 'Of the shortest wavelength that is interpolated.', above=0
+  )
+  rope_original: int = field(
+    8192,
+    'Context before the scaling.',
     unit='tokens',
     minimum=1,
     maximum=2**24,
@@ -42,19 +90,6 @@ class AttentionState(NamedTuple):
   k: jax.Array
   v: jax.Array
   position: jax.Array
-
-
-def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
-  """Rotary embedding of x [b, t, n, d] at position [t] or [b, t].
-
-  The base is 10,000.
-  """
-  half = x.shape[-1] // 2
-  angle = position[..., None] * 1e4 ** (-jnp.arange(half) / half)
-  sin, cos = jnp.sin(angle)[..., None, :], jnp.cos(angle)[..., None, :]
-  a, b = jnp.split(at_least_float32(x), 2, axis=-1)
-  y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-  return y.astype(x.dtype)
 
 
 class CausalAttention(nnx.Module):
@@ -84,16 +119,48 @@ class CausalAttention(nnx.Module):
     if options.max_context is None:
       raise ValueError('max_context=None: how long a context shall be kept?')
     self.num_heads, self.max_context = num_heads, options.max_context
-    dense = lambda o: nnx.Linear(
-      width, o, use_bias=False, dtype=dtype, rngs=rngs
-    )
-    self.qkv, self.output = dense(3 * width), dense(width)
+    self.options = options
+    self.kv_heads = options.num_kv_heads or num_heads
+    self.head = options.head_dim or width // num_heads
+
+    def dense(i: int, o: int) -> nnx.Linear:
+      return nnx.Linear(i, o, use_bias=False, dtype=dtype, rngs=rngs)
+
+    if self.kv_heads == num_heads:
+      self.qkv = dense(width, 3 * num_heads * self.head)
+    else:
+      self.query = dense(width, num_heads * self.head)
+      self.key_value = dense(width, 2 * self.kv_heads * self.head)
+    self.output = dense(num_heads * self.head, width)
 
   def init_state(self, batch: int) -> AttentionState:
     """No token seen."""
-    head = self.qkv.kernel.shape[0] // self.num_heads
-    empty = jnp.zeros((batch, self.max_context, self.num_heads, head))
+    empty = jnp.zeros((batch, self.max_context, self.kv_heads, self.head))
     return AttentionState(empty, empty, jnp.int32(0))
+
+  def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q [b, t, n, d], k and v [b, t, kv_heads, d] of x [b, t, width]."""
+    b, t, _ = x.shape
+    if self.kv_heads == self.num_heads:
+      # By head, and within a head q, k, v.
+      qkv = placement.by_head(self.qkv(x))
+      q, k, v = jnp.moveaxis(qkv.reshape(b, t, self.num_heads, 3, -1), 3, 0)
+      return q, k, v
+    q = placement.by_head(self.query(x)).reshape(b, t, self.num_heads, -1)
+    kv = placement.by_head(self.key_value(x))
+    k, v = jnp.moveaxis(kv.reshape(b, t, self.kv_heads, 2, -1), 3, 0)
+    return q, k, v
+
+  def _frequencies(self) -> jax.Array:
+    o, scaling = self.options, None
+    if o.rope_scaling == 'llama3':
+      scaling = rotary.Llama3Scaling(
+        factor=o.rope_factor,
+        low_factor=o.rope_low_factor,
+        high_factor=o.rope_high_factor,
+        original=o.rope_original,
+      )
+    return rotary.frequencies(self.head // 2, o.rope_theta, scaling)
 
   def __call__(
     self,
@@ -111,17 +178,17 @@ class CausalAttention(nnx.Module):
     Returns:
       (y, state), y [b, t, width].
     """
-    b, t, width = x.shape
+    b, t, _ = x.shape
     cached = 0 if state is None else self.max_context
     state = self.init_state(b) if state is None else state
-    # By head, and within a head q, k, v.
-    qkv = placement.by_head(self.qkv(x))
-    q, k, v = jnp.moveaxis(qkv.reshape(b, t, self.num_heads, 3, -1), 3, 0)
+    q, k, v = self._project(x)
     if starts is None:
       position = state.position[..., None] + jnp.arange(t)
     else:
       position = since_start(starts, state.position)
-    q, k = rotate(q, position), rotate(k, position)
+    frequency = self._frequencies()
+    q = rotary.rotate(q, position, frequency)
+    k = rotary.rotate(k, position, frequency)
     keys = jnp.concatenate([state.k.astype(k.dtype), k], axis=1)
     values = jnp.concatenate([state.v.astype(v.dtype), v], axis=1)
     distance = jnp.arange(t)[:, None] - jnp.arange(-cached, t)
@@ -134,11 +201,14 @@ class CausalAttention(nnx.Module):
     y = jax.nn.dot_product_attention(
       q, near, read, mask=seen.reshape(-1, 1, t, cached + t)
     )
+    if self.kv_heads != self.num_heads:
+      spoiled = jnp.repeat(spoiled, self.num_heads // self.kv_heads, axis=-1)
     y = finite.spoil(y, spoiled)
-    y = self.output(placement.constrain(y.reshape(b, t, width), 'hidden'))
-    keep = lambda z, old: z[:, t:].astype(old.dtype)
+    y = self.output(placement.constrain(y.reshape(b, t, -1), 'hidden'))
     return y, AttentionState(
-      keep(keys, state.k), keep(values, state.v), position[..., -1] + 1
+      keys[:, t:].astype(state.k.dtype),
+      values[:, t:].astype(state.v.dtype),
+      position[..., -1] + 1,
     )
 
 
@@ -151,14 +221,18 @@ def _build(sizes: Sizes, options: AttentionOptions, *, rngs: nnx.Rngs):
 
 
 def _parameters(options: AttentionOptions) -> list[Leaf]:
-  del options
+  projection = functools.partial(
+    Leaf,
+    spec=P('fsdp', 'tensor'),
+    component='projections',
+    kind='linear',
+  )
+  kv_heads = options.num_kv_heads or 0
   return [
-    Leaf(
-      'qkv/kernel',
-      P('fsdp', 'tensor'),
-      'projections',
-      kind='linear',
-      split=BY_HEAD,
+    projection('qkv/kernel', split=BY_HEAD),
+    projection('query/kernel', split=ONE_PROJECTION),
+    projection(
+      'key_value/kernel', split=BY_HEAD._replace(sizes=(kv_heads, 2, -1))
     ),
     Leaf('output/kernel', P('tensor', 'fsdp'), 'projections', kind='linear'),
   ]
@@ -178,12 +252,39 @@ def _levels(sizes: Sizes, options: AttentionOptions) -> list[Level]:
 
 
 def _check(sizes: Sizes, options: AttentionOptions) -> None:
-  del options
-  if sizes.width // sizes.num_heads % 2:
+  if options.head_dim is None and sizes.width // sizes.num_heads % 2:
     raise ValueError(
       f'model.width={sizes.width} / model.num_heads={sizes.num_heads} must be '
       'even, for the rotation of positions.'
     )
+  if options.head_dim is not None and options.head_dim % 2:
+    raise ValueError(
+      f'model.attention.head_dim={options.head_dim} must be even, for the '
+      'rotation of positions.'
+    )
+  kv_heads = options.num_kv_heads or sizes.num_heads
+  if sizes.num_heads % kv_heads:
+    fit = [n for n in range(1, sizes.num_heads + 1) if sizes.num_heads % n == 0]
+    near = min(fit, key=lambda n: abs(n - kv_heads))
+    raise ValueError(
+      f'model.attention.num_kv_heads={kv_heads} does not divide '
+      f'model.num_heads={sizes.num_heads}; try {near}.'
+    )
+  if options.rope_low_factor >= options.rope_high_factor:
+    raise ValueError(
+      f'model.attention.rope_low_factor={options.rope_low_factor} must be less '
+      f'than rope_high_factor={options.rope_high_factor}.'
+    )
+
+
+def _divided(sizes: Sizes, options: AttentionOptions) -> list[Divided]:
+  if options.num_kv_heads is None:
+    return []
+  return [
+    Divided(
+      'model.attention.num_kv_heads', options.num_kv_heads, ('tensor', 'seq')
+    )
+  ]
 
 
 PART = Part(
@@ -192,5 +293,6 @@ PART = Part(
   parameters=_parameters,
   levels=_levels,
   check=_check,
+  divided=_divided,
   hidden_multiple=17 / 16,  # it has no parameters of memories
 )

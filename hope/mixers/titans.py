@@ -159,6 +159,16 @@ class TitansState(NamedTuple):
   memory_position: jax.Array | None
 
 
+# Norm of a memory's initial output, of a unit input.
+_SCALE = 0.3
+
+
+def _unit_heads(x: jax.Array, heads: int) -> jax.Array:
+  """Unit vectors [b, t, heads, d] of x [b, t, heads d] or [b, t, heads, d]."""
+  x = at_least_float32(x)
+  return l2_normalize(x.reshape(*x.shape[:2], heads, -1))
+
+
 class Memory(nnx.Module):
   """The initial state of one memory per head: a parameter, learned outside."""
 
@@ -210,25 +220,33 @@ class SelfReferentialTitans(nnx.Module):
     self.kernel = kernel
     d = width // num_heads
     f = d * options.hidden_multiple
-    dense = lambda o, **kw: nnx.Linear(
-      width, o, use_bias=False, dtype=dtype, rngs=rngs, **kw
-    )
     streams = 3 if options.mix == 'dense' else 1
     if options.mix == 'dense':
-      self.mix = dense(3 * width, dot_general=dot_general)
+      self.mix = nnx.Linear(
+        width,
+        3 * width,
+        use_bias=False,
+        dtype=dtype,
+        dot_general=dot_general,
+        rngs=rngs,
+      )
     else:
-      self.query = dense(width)
+      self.query = nnx.Linear(
+        width, width, use_bias=False, dtype=dtype, rngs=rngs
+      )
     self.conv = CausalConvolution(
       streams * width, options.conv_width, rngs=rngs
     )
-    memory = lambda o, scale: Memory(num_heads, d, f, o, scale=scale, rngs=rngs)
-    self.k = memory(d, 0.3)
-    self.v = memory(d, 0.3)
+
+    def memory(o: int) -> Memory:
+      """One from keys of width d to values of width o."""
+      return Memory(num_heads, d, f, o, scale=_SCALE, rngs=rngs)
+
+    self.k, self.v = memory(d), memory(d)
     if options.q_memory:
-      self.q = memory(d, 0.3)
-    self.eta = memory(1, 0.3)
-    self.alpha = memory(1, 0.3)
-    self.memory = memory(d, 0.3)
+      self.q = memory(d)
+    self.eta, self.alpha = memory(1), memory(1)
+    self.memory = memory(d)
     self.eta_bias = nnx.Param(jnp.zeros(num_heads))
     span = jnp.logspace(6, 11, num_heads, base=2.0)
     self.alpha_bias = nnx.Param(jnp.log(span - 1))
@@ -239,11 +257,14 @@ class SelfReferentialTitans(nnx.Module):
       kernel_init=nnx.initializers.zeros,
       rngs=rngs,
     )
-    rate = lambda x: nnx.Param(jnp.full((2, num_heads), x, jnp.float32))
-    self.memory_rate = rate(2.0)
-    self.projection_rate = rate(-2.0)
+    # Before the sigmoid, of both layers of a memory.
+    rates = jnp.full((2, num_heads), 2.0, jnp.float32)
+    self.memory_rate = nnx.Param(rates)
+    self.projection_rate = nnx.Param(-rates)
     self.norm = RMSNorm(d)
-    self.output = dense(width)
+    self.output = nnx.Linear(
+      width, width, use_bias=False, dtype=dtype, rngs=rngs
+    )
 
   def eta_max(self, chunk: int) -> float:
     """Upper bound of eta for memories with this chunk size.
@@ -332,12 +353,11 @@ class SelfReferentialTitans(nnx.Module):
       x_q, x_k, x_v = jnp.moveaxis(mixed.reshape(batch, t, n, 3, -1), 3, 0)
     else:
       x_q, x_k, x_v = self.query(mixed), mixed, mixed
-    heads = lambda z: l2_normalize(at_least_float32(z).reshape(batch, t, n, -1))
     beta = None
     if options.momentum:
       beta = placement.by_head(self.beta(x))
       beta = 0.95 * jax.nn.sigmoid(at_least_float32(beta))[..., None]
-    sources = (heads(x_q), heads(x_k), heads(x_v), beta)
+    sources = (*(_unit_heads(z, n) for z in (x_q, x_k, x_v)), beta)
 
     projected, projections, position = self._project(sources, state, starts)
     y, memory, memory_position = self._remember(projected, beta, state, starts)
@@ -355,9 +375,11 @@ class SelfReferentialTitans(nnx.Module):
     """
     x_q, x_k, x_v, _ = x
     wide = kernels.down[0].shape[-3]
-    one = lambda j, z: mlp.forward(mlp.select(kernels, j, j + 1), z)[0]
-    v = one(0, x_v)[..., 0, :, :]
-    q = one(1, x_q)[..., 0, :, :] if self.options.q_memory else x_q
+    (v,) = mlp.forward(mlp.select(kernels, 0, 1), x_v)
+    v, q = v[..., 0, :, :], x_q
+    if self.options.q_memory:
+      (q,) = mlp.forward(mlp.select(kernels, 1, 2), x_q)
+      q = q[..., 0, :, :]
     k, gates = mlp.forward(mlp.select(kernels, wide - 1, wide + 2), x_k)
     k = k[..., 0, :, :]
     gates = jax.nn.sigmoid(gates + biases)

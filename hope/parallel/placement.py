@@ -91,15 +91,18 @@ def of_params(params: Any, mesh: Mesh, table: Table) -> Any:
   return jax.tree_util.tree_map_with_path(sharding, params)
 
 
+def _is_masked(leaf: Any) -> bool:
+  return isinstance(leaf, optax.MaskedNode)
+
+
 def of_opt_state(
   tx: Any, opt_state: Any, params: Any, mesh: Mesh, table: Table
 ) -> Any:
   """Shardings of the state of an optax transformation; all may be abstract."""
   everywhere = NamedSharding(mesh, P())
-  masked = lambda leaf: isinstance(leaf, optax.MaskedNode)
 
   def sharding(leaf, param, of_param):
-    if masked(leaf):
+    if _is_masked(leaf):
       return leaf
     return of_param if leaf.shape == param.shape else everywhere
 
@@ -110,7 +113,7 @@ def of_opt_state(
     params,
     of_params(params, mesh, table),
     transform_non_params=lambda _: everywhere,
-    is_leaf=masked,
+    is_leaf=_is_masked,
   )
 
 

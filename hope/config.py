@@ -35,9 +35,8 @@ from hope.optimizer import (
 )
 from hope.parallel.mesh import MeshOptions, check_sizes
 from hope.parallel.multihost import ProcessesOptions
-from hope.run.checkpoint import CheckpointOptions
-from hope.run.metrics import LogOptions
-from hope.run.workdir import ANOTHER_VERSION, HOW
+from hope.run.options import CheckpointOptions, LogOptions
+from hope.run.workdir import ANOTHER_VERSION, HOW, is_identity
 from hope.sampling import SampleOptions
 
 
@@ -179,7 +178,7 @@ def _described(
     known = defaults(name) if name in RULES else {}
     given = ', '.join(f'{key}={known[key]!r}' for key in known)
     notes.append(f'arguments of {name}: {given}')
-  if path == 'train.steps':
+  if not is_identity(path) and path.partition('.')[0] not in HOW:
     notes.append('may change between two starts of a run')
   text = rich.text.Text(f'{stated.doc}\n')
   text.append('; '.join(notes), 'dim')

@@ -7,15 +7,17 @@ serves short prompts.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope.data.tokenization import Tokenizer
 from hope.fields import SEED, Field, declared, field
+
+if TYPE_CHECKING:  # slow to import, and a configuration needs it not
+  from hope.data.tokenization import Tokenizer
 
 # Tokens of a prompt that are read at once, and the most that one call draws.
 PIECE = 256
@@ -222,7 +224,7 @@ def generate(
 
 
 def continue_text(
-  tokenizer: Tokenizer,
+  tokenizer: 'Tokenizer',
   graph: nnx.GraphDef,
   params: Any,
   prompt: str,

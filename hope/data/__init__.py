@@ -1,24 +1,25 @@
-"""Data of a run: `open_data` gives a training loop all that it needs."""
+"""Data of a run: `open_data` gives a training loop all that it needs.
 
-from collections.abc import Iterator, Sequence
-import functools
-from typing import Any
+What is named here is imported when it is first used: the libraries that read
+data are slow to import, and a configuration needs none of them.
+"""
 
-import ml_collections
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from hope.data.identity import run_identity
-from hope.data.pipeline import (
-  Batch,
-  BatchIterator,
-  Heldout,
-  eval_batches,
-  heldout_batches,
-  is_synthetic,
-  join_states,
-  train_iterator,
-)
-from hope.data.sources import documents, open_corpus
-from hope.data.tokenization import Tokenizer, open_tokenizer
+if TYPE_CHECKING:
+  from hope.data.open import Data, open_data
+  from hope.data.pipeline import (
+    Batch,
+    BatchIterator,
+    eval_batches,
+    heldout_batches,
+    is_synthetic,
+    join_states,
+    train_iterator,
+  )
+  from hope.data.sources import documents
+  from hope.data.tokenization import Tokenizer, open_tokenizer
 
 __all__ = [
   'Batch',
@@ -34,93 +35,22 @@ __all__ = [
   'open_tokenizer',
   'train_iterator',
 ]
+# The module of each name.
+_MODULES = {
+  'Data': 'open',
+  'Tokenizer': 'tokenization',
+  'documents': 'sources',
+  'open_data': 'open',
+  'open_tokenizer': 'tokenization',
+}
 
 
-class Data:
-  """The tokenizer, the training batches and the held-out batches of a run.
-
-  Attributes:
-    tokenizer: Encodes the documents and the prompt.
-    vocab_size: Tokens of the tokenizer.
-  """
-
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    workdir: str | None = None,
-    rows: Sequence[int] | None = None,
-  ):
-    """Opens the source once; see `open_data`."""
-    self._corpus = None if is_synthetic(config) else open_corpus(config)
-    self.tokenizer = open_tokenizer(config, workdir, self._corpus)
-    self.vocab_size = self.tokenizer.vocab_size
-    self._config = config
-    self._options = {'corpus': self._corpus, 'rows': rows}
-
-  @functools.cached_property
-  def identity(self) -> dict[str, Any]:
-    """What two starts must share to be the same run; see `run_identity`.
-
-    It is in every position of `train_iterator`.
-    """
-    return run_identity(self._config, self.tokenizer, self._corpus)
-
-  def documents(self, split: str) -> Iterator[tuple[str, bytes]]:
-    """Yields name and text of the documents of 'train' or 'heldout'."""
-    return iter(()) if self._corpus is None else self._corpus.documents(split)
-
-  def train_iterator(self) -> BatchIterator:
-    """Returns a new iterator at the first training batch."""
-    return train_iterator(self._config, self.tokenizer, **self._options)
-
-  def eval_batches(self) -> list[Batch]:
-    """Returns `evals.batches` held-out batches, the same in each call."""
-    return self._heldout.batches
-
-  @property
-  def heldout_text(self) -> bytes | None:
-    """The bytes that the targets of `eval_batches` stand for, of all processes.
-
-    As they are in the documents: what the model is scored on, and what a
-    baseline has to be scored on. None for synthetic tasks.
-    """
-    return self._heldout.text
-
-  @property
-  def bytes_per_token(self) -> float | None:
-    """Bytes of `heldout_text` per target; None for synthetic tasks.
-
-    Bits per byte are nats per token / ln 2 / bytes_per_token.
-    """
-    if self.heldout_text is None:
-      return None
-    return len(self.heldout_text) / self._heldout.targets
-
-  @functools.cached_property
-  def _heldout(self) -> Heldout:
-    return heldout_batches(
-      self._config,
-      self.tokenizer,
-      self._config.evals.batches,
-      **self._options,
-    )
+def __getattr__(name: str) -> Any:
+  if name not in __all__:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module = _MODULES.get(name, 'pipeline')
+  return getattr(importlib.import_module(f'hope.data.{module}'), name)
 
 
-def open_data(
-  config: ml_collections.ConfigDict,
-  workdir: str | None = None,
-  rows: Sequence[int] | None = None,
-) -> Data:
-  """Opens the data of a run.
-
-  Args:
-    config: The run's configuration.
-    workdir: Folder of the run, which keeps a trained tokenizer. None: keeps
-      nothing.
-    rows: The rows of every batch that this process reads, as
-      `hope.parallel.mesh.rows` says. None: all.
-
-  Raises:
-    ValueError: The source, the tokenizer or a setting is wrong or missing.
-  """
-  return Data(config, workdir, rows)
+def __dir__() -> list[str]:
+  return __all__

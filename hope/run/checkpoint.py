@@ -15,7 +15,6 @@ without an error.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import logging as python_logging
 import os
@@ -32,29 +31,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from hope import errors
-from hope.fields import field
 from hope.run import manifest
 from hope.run import workdir as workdir_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointOptions:
-  """When checkpoints are written, and which are kept."""
-
-  every: int = field(50, 'Interval of checkpoints.', unit='updates', minimum=1)
-  keep: int = field(3, 'Newest checkpoints kept.', minimum=1)
-  keep_every: int = field(
-    0,
-    'Also keep checkpoints at multiples of this step (0: off).',
-    unit='updates',
-    minimum=0,
-  )
-  keep_best: int = field(
-    0,
-    'Also keep so many checkpoints of the lowest held-out loss, where it was '
-    'evaluated at their step.',
-    minimum=0,
-  )
 
 
 class Restored(NamedTuple):

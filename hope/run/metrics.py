@@ -12,7 +12,6 @@ A working directory holds
 from __future__ import annotations
 
 from collections.abc import Mapping
-import dataclasses
 import json
 import math
 import os
@@ -25,20 +24,12 @@ import numpy as np
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from hope.fields import field
 from hope.run.workdir import full_disk_explained, is_full
 
 KINDS = ('train', 'eval')
 
 _METRICS = 'metrics.jsonl'
 _TIMING = 'timing.jsonl'
-
-
-@dataclasses.dataclass(frozen=True)
-class LogOptions:
-  """When numbers are written."""
-
-  every: int = field(10, 'Interval of log lines.', unit='updates', minimum=1)
 
 
 def _to_json(value: Any) -> Any:

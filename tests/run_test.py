@@ -299,7 +299,7 @@ def loaded(finished):
 def test_a_run_of_a_kernel_for_tpus_speaks(finished, tmp_path):
   workdir = shutil.copytree(finished, tmp_path / 'run')
   config = json.loads((workdir / 'config.json').read_text())
-  config['model']['titans']['kernel'] = 'pallas'
+  config['compute']['kernel'] = 'pallas'
   (workdir / 'config.json').write_text(json.dumps(config))
   config, *_, params = trained.load(str(workdir))
   assert config.compute.kernel == 'xla'
@@ -361,7 +361,7 @@ def test_greedy_decoding_is_the_whole_pass(loaded):
     ('sample.temperature', -1.0, 'must not be negative'),
     ('sample.prompt', '', 'sample.prompt is empty'),
     ('workdir', '{home}/tiny.py', 'No files can be written'),
-    ('workdir', '{home}/other', 'another configuration'),
+    ('workdir', '{home}/other', 'another version'),
   ],
 )
 def test_user_errors_come_before_compilation(

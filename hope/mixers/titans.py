@@ -250,13 +250,14 @@ class SelfReferentialTitans(nnx.Module):
     self.eta_bias = nnx.Param(jnp.zeros(num_heads))
     span = jnp.logspace(6, 11, num_heads, base=2.0)
     self.alpha_bias = nnx.Param(jnp.log(span - 1))
-    self.beta = nnx.Linear(
-      width,
-      num_heads,
-      dtype=dtype,
-      kernel_init=nnx.initializers.zeros,
-      rngs=rngs,
-    )
+    if options.momentum:
+      self.beta = nnx.Linear(
+        width,
+        num_heads,
+        dtype=dtype,
+        kernel_init=nnx.initializers.zeros,
+        rngs=rngs,
+      )
     # Before the sigmoid, of both layers of a memory.
     rates = jnp.full((2, num_heads), 2.0, jnp.float32)
     self.memory_rate = nnx.Param(rates)

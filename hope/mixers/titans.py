@@ -261,7 +261,8 @@ class SelfReferentialTitans(nnx.Module):
     # Before the sigmoid, of both layers of a memory.
     rates = jnp.full((2, num_heads), 2.0, jnp.float32)
     self.memory_rate = nnx.Param(rates)
-    self.projection_rate = nnx.Param(-rates)
+    if options.self_modifying:
+      self.projection_rate = nnx.Param(-rates)
     self.norm = RMSNorm(d)
     self.output = nnx.Linear(
       width, width, use_bias=False, dtype=dtype, rngs=rngs

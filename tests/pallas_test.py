@@ -381,3 +381,48 @@ def test_compiles_for_tpu(libtpu, topology, width, options):
     TPU_SKIP_MDS_QUERY='1',
   )
   assert outcome == {'kernels': 4, 'gathers': 0}
+
+
+LINEAR_AOT = """
+import json, jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from hope.memory import linear
+
+devices = topologies.get_topology_desc(
+  platform='tpu', topology_name='v5e:2x2'
+).devices
+mesh = Mesh(np.array(devices), ('data',), axis_types=(AxisType.Auto,))
+sharding = NamedSharding(mesh, PartitionSpec('data'))
+
+def total(inputs, starts):
+  y, state, _ = linear.remember(
+    linear.init_state(4, 2, 64, 64), None, **inputs, starts=starts,
+    erase={erase}, kernel='pallas',
+  )
+  return jnp.sum(y ** 2) + jnp.sum(state.now)
+
+def like(*shape, dtype=jnp.float32):
+  return jax.ShapeDtypeStruct((4, 256, *shape), dtype, sharding=sharding)
+
+inputs = dict.fromkeys('qkv', like(2, 64))
+inputs |= dict.fromkeys(('alpha', 'beta'), like(2, 1))
+lowered = jax.jit(jax.grad(total)).lower(inputs, like(dtype=bool))
+text = lowered.compile().as_text()
+print(json.dumps({{
+  'kernels': text.count('custom_call_target="tpu_custom_call"'),
+  'gathers': text.count(' all-gather('),
+}}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('erase', [False, True])
+def test_linear_memories_compile_for_tpu(libtpu, erase):
+  outcome = program(
+    f'import sys; sys.path.append({str(libtpu)!r})\n'
+    + LINEAR_AOT.format(erase=erase),
+    ALLOW_MULTIPLE_LIBTPU_LOAD='1',
+    TPU_SKIP_MDS_QUERY='1',
+  )
+  assert outcome == {'kernels': 2, 'gathers': 0}

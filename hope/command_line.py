@@ -19,7 +19,7 @@ from absl import app, flags
 import ml_collections
 from ml_collections import config_flags
 
-from hope import errors, signals
+from hope import errors, experiment_files, signals
 from hope.fields import Field, shown
 
 # Objects that are made between two searches for unreachable cycles.
@@ -28,15 +28,26 @@ _OBJECTS = 200_000
 _WIDTH = 100
 
 
+class _ExperimentParser(config_flags.config_flags.ConfigFileFlagParser):
+  """Reads an experiment, which is named or a file."""
+
+  def parse(self, path: str) -> Any:
+    return super().parse(experiment_files.resolve(path))
+
+
 def define_config(values: flags.FlagValues) -> None:
   """Defines `--config`, which must be given, and the flags of its fields."""
+  names = ', '.join(experiment_files.names())
   config_flags.DEFINE_config_file(
     'config',
     None,
-    'Experiment file, with arguments after a colon.',
+    f'Experiment file, or the name of one of these: {names}. Arguments follow '
+    'a colon, as in mqar:seed=1; --config.FIELD=VALUE changes a field.',
     flag_values=values,
     lock_config=True,
   )
+  flag: Any = values['config']
+  flag.parser = _ExperimentParser('config', lock_config=True)
   flags.mark_flag_as_required('config', flag_values=values)
 
 
@@ -174,9 +185,23 @@ def _use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _define_shown(define_flags: Callable[[flags.FlagValues], None]) -> None:
+  """Defines flags, and makes `--help` list them wherever they are defined.
+
+  absl lists those that the started script itself defines, which a console
+  script does not.
+  """
+  own = flags.FlagValues()
+  define_flags(own)
+  define_flags(flags.FLAGS)
+  for name in own:
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+
 def run(
   main: Callable[[flags.FlagValues], Any],
   define_flags: Callable[[flags.FlagValues], None],
+  doc: str | None = None,
 ) -> None:
   """Runs a program and ends the process.
 
@@ -186,11 +211,15 @@ def run(
   Args:
     main: the program, given its flags.
     define_flags: defines them in what it is given.
+    doc: what `--help` says above the flags. None: the docstring of the script
+      that was started; that of a console script has none.
   """
   _use_huge_pages()
   signals.watch()
   _open_output()
-  define_flags(flags.FLAGS)
+  _define_shown(define_flags)
+  if doc is not None:
+    sys.modules['__main__'].__doc__ = doc
 
   def read(argv: Sequence[str]) -> flags.FlagValues:
     try:

@@ -61,6 +61,17 @@ def check_options(
   Field(0, '', **SEED).check('seed', seed)
 
 
+def check_tokens(what: str, tokens: np.ndarray, params: Any) -> None:
+  """Raises ValueError if tokens [b, t] are outside a model's vocabulary."""
+  vocab_size = params['embed']['embedding'].shape[0]
+  outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
+  if outside.size:
+    raise ValueError(
+      f'{what} has the token {outside[0]}, which is outside the vocabulary of '
+      f'{vocab_size}; give tokens from 0 to {vocab_size - 1}.'
+    )
+
+
 def sample(
   logits: jax.Array,
   key: jax.Array,
@@ -148,7 +159,7 @@ def decode(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def _start(graph: nnx.GraphDef, params: Any, batch: int) -> tuple[Any, Any]:
+def fresh(graph: nnx.GraphDef, params: Any, batch: int) -> tuple[Any, Any]:
   """(logits, state) before the first token; the logits mean nothing."""
   model = nnx.merge(graph, params)
   state = model.init_state(batch)
@@ -166,17 +177,20 @@ def generate(
   temperature: float = 0.8,
   top_k: int = 40,
   seed: int = 0,
+  before: tuple[jax.Array, Any] | None = None,
 ) -> np.ndarray:
   """Continues prompts.
 
   Args:
     graph: structure of the model.
     params: its parameters.
-    prompt: int32 [b, t], t >= 1.
+    prompt: int32 [b, t], t >= 1, or t >= 0 with `before`.
     tokens: how many to draw.
     temperature: of the softmax; 0 takes the most likely token.
     top_k: number of candidates; 0: all.
     seed: the same seed gives the same text.
+    before: (logits, state) that the prompt goes on from, whose arrays are used
+      up; None: it starts the sequence.
 
   Returns:
     int32 [b, tokens].
@@ -186,17 +200,11 @@ def generate(
       out of range.
   """
   check_options(tokens=tokens, temperature=temperature, top_k=top_k, seed=seed)
-  if prompt.shape[1] == 0:
+  if prompt.shape[1] == 0 and before is None:
     raise ValueError('The prompt is empty; give at least one token.')
-  vocab_size = params['embed']['embedding'].shape[0]
-  outside = prompt[(prompt < 0) | (prompt >= vocab_size)]
-  if outside.size:
-    raise ValueError(
-      f'The prompt has the token {outside[0]}, which is outside the vocabulary '
-      f'of {vocab_size}; give tokens from 0 to {vocab_size - 1}.'
-    )
+  check_tokens('The prompt', prompt, params)
   batch, length = prompt.shape
-  logits, state = _start(graph, params, batch)
+  logits, state = before or fresh(graph, params, batch)
   whole = length - length % PIECE
   for start in range(0, whole, PIECE):
     piece = prompt[:, start : start + PIECE]

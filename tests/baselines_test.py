@@ -6,7 +6,6 @@ import pytest
 from hope.config import base_config
 from hope.data import documents, open_data
 from hope.evaluation import baselines
-from hope.training import loop
 
 
 def texts(kind, number):
@@ -35,7 +34,7 @@ def test_baselines_score_the_raw_bytes(tmp_path, kind, tokenizer):
   )
   config.evals.batches = 10**4  # all rows: next to all held-out bytes
   data = open_data(config)
-  marks = loop._yardsticks(config, data)
+  marks = baselines.of_data(data)
   train = [text for _, text in documents(config, 'train')]
   heldout = b''.join(text for _, text in documents(config, 'heldout'))
   # Of a row, the first token is given and not scored.

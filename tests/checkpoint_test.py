@@ -453,3 +453,24 @@ def test_an_error_of_the_run_is_not_hidden(tmp_path, monkeypatch):
 
       monkeypatch.setattr(saver._manager, 'close', fail)
       raise KeyError('the cause')
+
+
+def test_a_part_is_restored_alone(directory):
+  wanted = {'params': abstract(small_state(0))['params']}
+  with checkpoint.Checkpointer(directory, keep=3) as saver:
+    with pytest.raises(ValueError, match='does not fit the state'):
+      saver.restore_latest(wanted)
+    restored = saver.restore_latest(wanted, partly=True)
+  assert restored.step == 6 and restored.data_state == {'next_index': 6}
+  assert_identical(restored.state, {'params': small_state(6)['params']})
+
+
+def test_damage_in_a_part_is_noticed(directory):
+  truncate(directory / '6')
+  wanted = {'params': abstract(small_state(0))['params']}
+  with checkpoint.Checkpointer(directory, keep=3) as saver:
+    restored = saver.restore_latest(wanted, partly=True)
+    assert restored.step == 4
+    bias = {'params': {'bias': jax.ShapeDtypeStruct((3,), jnp.float32)}}
+    with pytest.raises(ValueError, match='params.bias: absent'):
+      saver.restore_latest(bias, partly=True)

@@ -14,12 +14,15 @@ from experiments import (
   optimizer_race,
   optimizer_speed,
 )
-from hope import command_line, errors, generate, main
+from hope import command_line, errors
+from hope.commands import describe, evaluate, generate, train
 from hope.profiling import accelerator, aot, throughput
 
 COMMANDS = {
-  'main': main,
+  'train': train,
   'generate': generate,
+  'evaluate': evaluate,
+  'describe': describe,
   'throughput': throughput,
   'accelerator': accelerator,
   'aot': aot,
@@ -58,6 +61,51 @@ def test_starts_anew_with_the_same_arguments(restarts):
     (sys.executable, [sys.executable, '-m', 'hope.main', '--x=1'])
   ]
   assert os.environ['GLIBC_TUNABLES'] == 'glibc.malloc.hugetlb=1'
+
+
+@pytest.mark.parametrize(
+  ('name', 'flag'), [('train', '--config'), ('generate', '--workdir')]
+)
+def test_a_script_without_a_docstring_explains_its_command(name, flag):
+  """As console scripts are: neither text nor flags are of the script."""
+  program = f'from hope.commands.{name} import start; start()'
+  done = subprocess.run(
+    [sys.executable, '-c', program, '--help'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert f'  hope-{name} --' in done.stdout
+  assert f'  {flag}: ' in done.stdout
+
+
+def test_a_console_script_starts_anew(tmp_path):
+  """With huge pages, in the same process, and with its arguments."""
+  script = tmp_path / 'hope-any'
+  script.write_text(
+    f'#!{sys.executable}\n'
+    'import os, sys\n'
+    'from hope import command_line\n'
+    'print(os.getpid(), "GLIBC_TUNABLES" in os.environ)\n'
+    'command_line.run(lambda values: print(sys.argv), lambda values: None)\n'
+  )
+  script.chmod(0o755)
+  env = os.environ | {'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
+  env.pop('GLIBC_TUNABLES', None)
+  done = subprocess.run(
+    [script, '--verbosity=-1'],
+    cwd=tmp_path,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == 0, done.stderr
+  first, second, arguments = done.stdout.splitlines()
+  assert first.endswith('False') and second.endswith('True')
+  assert first.split()[0] == second.split()[0]
+  assert arguments == str([str(script), '--verbosity=-1'])
 
 
 @pytest.mark.parametrize(
@@ -212,7 +260,7 @@ def test_a_mistake_in_a_flag_is_a_line(
     argv.insert(1, f'--config={path}{arguments[0]}')
   monkeypatch.setattr(sys, 'argv', argv)
   values = flags.FlagValues()
-  main.define_flags(values)
+  train.define_flags(values)
   with pytest.raises(ValueError, match=message) as error:
     command_line.parse(values, argv)
   assert '\n' not in str(error.value)

@@ -19,8 +19,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from hope import command_line, errors, generate, main, optimizer, trained
+from hope import command_line, errors, optimizer, trained
 from hope import config as config_lib
+from hope.commands import describe, evaluate, generate, train
 from hope.config import FIELDS
 from hope.parallel import devices
 from hope.profiling import aot, throughput, topologies
@@ -129,7 +130,7 @@ def parsed(module, argv: list[str]) -> flags.FlagValues:
 
 def small(home, *overrides: str):
   """The configuration of the small model."""
-  return parsed(main, [f'--config={home}/small.py', *overrides]).config
+  return parsed(train, [f'--config={home}/small.py', *overrides]).config
 
 
 def mixer(path: str) -> str:
@@ -250,7 +251,7 @@ def test_every_option_of_a_rule(home, before_compilation, name):
 def arguments(experiment: str) -> Iterator[str]:
   """The names of an experiment file's arguments, as its refusal says them."""
   path = ROOT / 'experiments' / f'{experiment}.py'
-  line = refusal(lambda: parsed(main, [f'--config={path}:none=1']))
+  line = refusal(lambda: parsed(train, [f'--config={path}:none=1']))
   assert line
   if 'allowed: ' in line:
     yield from line.partition('allowed: ')[2].partition('.')[0].split(', ')
@@ -262,7 +263,7 @@ def test_every_argument_of_an_experiment(experiment):
   for argument in arguments(experiment):
     for text in TEXTS:
       flag = f'--config={path}:{argument}={text}'
-      act = lambda flag=flag: config_lib.resolve(parsed(main, [flag]).config)
+      act = lambda flag=flag: config_lib.resolve(parsed(train, [flag]).config)
       line = refusal(act)
       if line is not None:
         assert '\n' not in line and len(line) < LONGEST, line
@@ -275,7 +276,9 @@ def flags_of(module) -> list[str]:
 
 
 @pytest.mark.parametrize(
-  'module', [main, generate, throughput, aot], ids=lambda m: m.__name__
+  'module',
+  [train, generate, evaluate, describe, throughput, aot],
+  ids=lambda m: m.__name__,
 )
 def test_every_flag_of_a_command(home, tmp_path, monkeypatch, module):
   def stop(*args, **kwargs):
@@ -291,8 +294,10 @@ def test_every_flag_of_a_command(home, tmp_path, monkeypatch, module):
   monkeypatch.setattr(devices, 'use_all_cores', lambda: None)
   monkeypatch.chdir(tmp_path)
   given = {
-    main: [f'--config={home}/small.py', f'--workdir={tmp_path}'],
+    train: [f'--config={home}/small.py', f'--workdir={tmp_path}'],
     generate: [f'--workdir={tmp_path}'],
+    evaluate: [f'--workdir={tmp_path}'],
+    describe: [f'--config={home}/small.py'],
     throughput: [f'--config={home}/small.py'],
     aot: [f'--config={home}/small.py', '--topology=v5e:2x2'],
   }[module]

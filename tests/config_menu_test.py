@@ -6,8 +6,9 @@ from absl import flags
 from conftest import ROOT
 import pytest
 
-from hope import command_line, main
+from hope import command_line
 from hope import config as config_lib
+from hope.commands import train
 from hope.config import FIELDS
 from hope.fields import Field
 from hope.run.workdir import is_identity
@@ -94,9 +95,9 @@ def test_the_command_needs_no_workdir_and_opens_nothing(capsys, monkeypatch):
   values = flags.FlagValues()
   with monkeypatch.context() as patch:
     patch.setattr('sys.argv', argv)
-    main.define_flags(values)
+    train.define_flags(values)
     command_line.parse(values, argv)
-  main.main(values)
+  train.main(values)
   found = entries(capsys.readouterr().out)
   assert found['data.source'][1].startswith('text:/none/*')
   assert found['train.steps'][1].startswith('7 ')

@@ -39,8 +39,8 @@ def faulty(self):
       os.kill(os.getpid(), getattr(signal, fault))
   return read(self)
 pipeline.BatchIterator.__next__ = faulty
-from hope import command_line, main
-command_line.run(main.main, main.define_flags)
+from hope.commands import train
+train.start()
 """
 AXES = ('data', 'fsdp', 'seq', 'tensor')
 TITANS = '--config.model.pattern=titans+cms'

@@ -196,8 +196,8 @@ def told(self):
   os.kill(os.getpid(), signal.SIGTERM)
   time.sleep(0.5)
 checkpoint.Checkpointer.wait = told
-from hope import command_line, main
-command_line.run(main.main, main.define_flags)
+from hope.commands import train
+train.start()
 """
 
 
@@ -288,12 +288,44 @@ def test_generate(home, finished):
 @pytest.fixture(scope='module')
 def loaded(finished):
   """(structure, parameters, a prompt)."""
-  _, tokenizer, graph, params = trained.load(str(finished))
-  return (
-    graph,
-    params,
-    tokenizer.encode('memory learns the kernel slowly')[None],
+  model = trained.load(finished)
+  prompt = model.tokenizer.encode('memory learns the kernel slowly')[None]
+  return model.graph, model.params, prompt
+
+
+def test_a_run_is_evaluated_again(finished, tmp_path):
+  results = json.loads((finished / 'results.json').read_text())
+  path = tmp_path / 'result.json'
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'hope.evaluate', f'--workdir={finished}'),
+      f'--json={path}',
+    ],
+    cwd=ROOT,
+    env=cpu_devices(1),
+    capture_output=True,
+    text=True,
+    timeout=200,
   )
+  assert done.returncode == 0, done.stderr
+  assert 'The model' in done.stdout and f'step {STEPS} of' in done.stdout
+  found = json.loads(path.read_text())
+  assert found['result'] == pytest.approx(results['heldout'], rel=1e-4)
+  assert found['baselines'] == results['yardsticks']
+
+
+@pytest.mark.slow
+def test_reading_a_text_helps_with_what_follows(finished, home):
+  model = trained.load(finished)
+  gains = []
+  for path in sorted((home / 'text').iterdir())[:6]:
+    text = path.read_text()
+    state = model.read(text[:200])
+    gains.append(
+      model.evaluate(text[200:300])['loss']
+      - model.evaluate(text[200:300], state)['loss']
+    )
+  assert np.mean(gains) > 0, gains
 
 
 def test_a_run_of_a_kernel_for_tpus_speaks(finished, tmp_path):
@@ -301,10 +333,10 @@ def test_a_run_of_a_kernel_for_tpus_speaks(finished, tmp_path):
   config = json.loads((workdir / 'config.json').read_text())
   config['compute']['kernel'] = 'pallas'
   (workdir / 'config.json').write_text(json.dumps(config))
-  config, *_, params = trained.load(str(workdir))
-  assert config.compute.kernel == 'xla'
+  model = trained.load(workdir)
+  assert model.config.compute.kernel == 'xla'
   expected = restore(finished).state.params
-  jax.tree.map(np.testing.assert_array_equal, params, expected)
+  jax.tree.map(np.testing.assert_array_equal, model.params, expected)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged(finished, tmp_path):
@@ -316,7 +348,7 @@ def test_a_run_whose_checkpoints_are_all_damaged(finished, tmp_path):
   config = json.loads((workdir / 'config.json').read_text())
   message = f'None of the {len(steps)} checkpoints'
   with pytest.raises(CheckpointError, match=message):
-    trained.load(str(workdir))
+    trained.load(workdir)
   with pytest.raises(CheckpointError, match=message):
     loop.run(ml_collections.ConfigDict(config), str(workdir))
   assert len(list((workdir / 'checkpoints').iterdir())) == len(steps)
@@ -388,14 +420,18 @@ def test_user_errors_come_before_compilation(
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    (['--config={home}/tiny.py'], '--workdir=DIR is missing'),
+    (
+      ['--config={home}/tiny.py', '--distributed=auto'],
+      '--workdir=DIR is missing',
+    ),
+    (['--config=smok'], 'Did you mean smoke?'),
     (
       ['--config={home}/tiny.py', '--config.train.stepps=3', '--workdir=x'],
       'Did you mean "steps"',
     ),
     (['--config={home}/absent.py', '--workdir=x'], 'absent.py'),
   ],
-  ids=['no workdir', 'mistyped field', 'no experiment'],
+  ids=['no workdir', 'mistyped name', 'mistyped field', 'no experiment'],
 )
 def test_command_line_errors(home, flags, message):
   done = subprocess.run(

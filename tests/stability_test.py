@@ -101,8 +101,8 @@ def trained(tmp_path_factory):
     subprocess.run(
       [*command, '--config=experiments/smoke.py'], cwd=ROOT, check=True
     )
-  config, _, graph, _ = trained_lib.load(workdir)
-  _, state = step_lib.abstract_state(config, one_device())
+  config = trained_lib.load(workdir).config
+  graph, state = step_lib.abstract_state(config, one_device())
   with open_checkpoints(workdir, config) as checkpoints:
     state = checkpoints.restore_latest(state).state
   return graph, state

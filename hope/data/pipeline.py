@@ -127,7 +127,7 @@ class BatchIterator(Iterator[Batch]):
       ValueError: The state comes from other data or settings, or lacks rows
         that this process reads.
     """
-    if changed := _changes(state['identity'], self._identity):
+    if changed := changes(state['identity'], self._identity):
       raise ValueError(
         f'the data position was saved with other data: {changed}. Restore '
         'them, or start the run anew in another workdir.'
@@ -145,7 +145,7 @@ class BatchIterator(Iterator[Batch]):
     self._iterator.close()
 
 
-def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
+def changes(before: dict[str, Any], after: dict[str, Any]) -> str:
   """Returns what differs between two identities, in words."""
   return '; '.join(
     f'{name} was {before.get(name)} and is {value}'
@@ -167,7 +167,7 @@ def join_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
   if len(batches) > 1:
     raise ValueError(f'the processes are at different batches: {batches}.')
   for state in states[1:]:
-    if changed := _changes(states[0]['identity'], state['identity']):
+    if changed := changes(states[0]['identity'], state['identity']):
       raise ValueError(
         f'the processes read different data: {changed}. Give all of them the '
         'same documents, tokenizer and settings.'

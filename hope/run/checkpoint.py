@@ -267,7 +267,9 @@ class Checkpointer:
     self._current = step
     return True
 
-  def restore_latest(self, abstract_state: Any) -> Restored | None:
+  def restore_latest(
+    self, abstract_state: Any, *, partly: bool = False
+  ) -> Restored | None:
     """Restores the newest checkpoint that is intact.
 
     A damaged one is logged and left as it is until the next `save`, which
@@ -277,6 +279,8 @@ class Checkpointer:
       abstract_state: The tree to restore into: arrays or
         `jax.ShapeDtypeStruct`s with the sharding wanted. Without a sharding,
         arrays go to the first device, not bound to it.
+      partly: whether the tree may be a part of what was saved: the rest is not
+        read, nor is damage in it noticed.
 
     Returns:
       The checkpoint, or None if there is none.
@@ -292,7 +296,7 @@ class Checkpointer:
     for step in sorted(self._manager.all_steps(), reverse=True):
       restored, reason = None, 'another process could not read it'
       try:
-        restored = self._restore(step, abstract_state)
+        restored = self._restore(step, abstract_state, partly)
       except _RefusedError as error:
         reason = str(error)
       if _all_agree(restored is not None):
@@ -347,7 +351,7 @@ class Checkpointer:
         f'the newest intact one. ({_one_line(error)})',
       ) from None
 
-  def _restore(self, step: int, abstract_state: Any) -> Restored:
+  def _restore(self, step: int, abstract_state: Any, partly: bool) -> Restored:
     """Restores one checkpoint; raises ValueError only if it does not fit."""
     try:
       meta = self._manager.restore(
@@ -361,6 +365,10 @@ class Checkpointer:
       raise _RefusedError('its metadata differ from what was saved')
     content = meta['content']
     wanted = manifest.leaves_by_path(abstract_state)
+    if partly:
+      content['leaves'] = {
+        name: leaf for name, leaf in content['leaves'].items() if name in wanted
+      }
     problem = manifest.misfit(content, wanted, self._config_fingerprint)
     if problem:
       raise ValueError(
@@ -370,9 +378,16 @@ class Checkpointer:
       )
     targets = {name: _target(name, leaf) for name, leaf in wanted.items()}
     saved = {name: target for name, target in targets.items() if target.size}
+    arguments: Any = ocp.args.StandardRestore(saved)
+    if partly:
+      kinds = {
+        name: ocp.ArrayRestoreArgs(sharding=target.sharding)
+        for name, target in saved.items()
+      }
+      arguments = ocp.args.PyTreeRestore(saved, kinds, partial_restore=True)
     try:
       arrays = self._manager.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(saved))
+        step, args=ocp.args.Composite(state=arguments)
       )['state']
     except Exception as error:
       message = f'its arrays cannot be read: {_one_line(error)}'

@@ -1,10 +1,8 @@
 """A run from its first step to its last, as a story."""
 
-from collections.abc import Iterable, Iterator
 import contextlib
 import io
 import json
-import math
 from typing import Any
 
 import jax
@@ -14,7 +12,7 @@ import numpy as np
 from hope import blocks, errors, sampling
 from hope import config as config_lib
 from hope import data as data_lib
-from hope.evaluation import baselines
+from hope.evaluation import baselines, heldout
 from hope.parallel import devices, multihost
 from hope.parallel import mesh as mesh_lib
 from hope.run.checkpoint import open_checkpoints
@@ -27,55 +25,6 @@ from hope.training import step as step_lib
 
 class NonFiniteLossError(errors.ExplainedError):
   """The loss, its gradient or the update stopped being a number."""
-
-
-# Training bytes that are counted for a yardstick: some seconds' work, while the
-# other processes wait.
-_COUNTED = 1 << 28
-
-
-def _first(documents: Iterable[bytes], size: int) -> Iterator[bytes]:
-  """Documents, until they hold so many bytes."""
-  for document in documents:
-    yield document
-    size -= len(document)
-    if size <= 0:
-      return
-
-
-def _yardsticks(
-  config: ml_collections.ConfigDict, data: data_lib.Data
-) -> dict[str, float]:
-  """Bits per byte of an order-2 count model and of xz on the held-out bytes.
-
-  Choice: the model counts the first 256 MiB of the training documents.
-  """
-  if data_lib.is_synthetic(config):
-    return {}
-  text = data.heldout_text or b''
-  train = (content for _, content in data.documents('train'))
-  return {
-    'order-2 counts': baselines.order2_bits_per_byte(
-      _first(train, _COUNTED), text
-    ),
-    'xz -9': baselines.xz_bits_per_byte(text),
-  }
-
-
-def _evaluate(step, params, batches, bytes_per_token) -> dict[str, float]:
-  sums = [jax.device_get(step(params, batch)) for batch in batches]
-  weight = float(sum(s['weight'] for s in sums))
-  values = {
-    name: float(sum(s[name] for s in sums)) / weight
-    for name in ('loss', 'accuracy')
-  }
-  return values | _bits(values['loss'], bytes_per_token)
-
-
-def _bits(loss: float, bytes_per_token: float | None) -> dict[str, float]:
-  if bytes_per_token is None:
-    return {}
-  return {'bits_per_byte': loss / math.log(2) / bytes_per_token}
 
 
 def _refuse(files: Mirror, step: int, batch, metrics) -> None:
@@ -150,7 +99,7 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
     or len(data.tokenizer.encode(config.sample.prompt))
   ):
     raise ValueError('sample.prompt is empty; give at least one letter.')
-  heldout, bytes_per_token = data.eval_batches(), data.bytes_per_token
+  batches, bytes_per_token = data.eval_batches(), data.bytes_per_token
   train = data.train_iterator()
   data_lib.join_states(multihost.gather(train.get_state()))  # all read the same
   check_workdir(files.workdir, config.to_dict())
@@ -165,7 +114,7 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
     state = step_lib.init_state(config, abstract)
   # A run that has done more is finished, and its numbers are of its last step.
   steps = max(config.train.steps, start)
-  heldout = [mesh_lib.put_batch(batch, mesh) for batch in heldout]
+  batches = [mesh_lib.put_batch(batch, mesh) for batch in batches]
   update = step_lib.train_step(graph, config, abstract)
   evaluate = step_lib.eval_step(graph, mesh)
   tokens = config.data.batch_size * config.data.seq_len
@@ -210,7 +159,7 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
       logged = number % config.log.every == 0 or number in (1, steps)
       if logged or number == start + 1:
         values = {k: float(v) for k, v in metrics.items()}
-        values |= _bits(values['loss'], bytes_per_token)
+        values |= heldout.bits_per_byte(values['loss'], bytes_per_token)
         values['tokens'] = number * tokens
         timing = progress.update(number, values)
         if logged:  # the same lines, wherever the run was interrupted
@@ -229,7 +178,9 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
         settle()
         pending = None
         with progress.pause('evaluation'), watchdog.patient():
-          result = _evaluate(evaluate, state.params, heldout, bytes_per_token)
+          result = heldout.evaluate(
+            evaluate, state.params, batches, bytes_per_token
+          )
         evaluated = number
         writer.write(number, 'eval', result | {'tokens': number * tokens})
         progress.note(
@@ -267,7 +218,7 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
       return False
 
   if result is None:  # a finished run was started again
-    result = _evaluate(evaluate, state.params, heldout, bytes_per_token)
+    result = heldout.evaluate(evaluate, state.params, batches, bytes_per_token)
   text = _sample(config, data, graph, state.params, mesh)
   if leader:
     with full_disk_explained('the results'):
@@ -304,7 +255,7 @@ def _conclude(config, files, data, text, result, steps) -> None:
   # Here, as it imports matplotlib, for which a start would wait.
   from hope.run.curves import draw_curves, draw_memories
 
-  marks = _yardsticks(config, data)
+  marks = baselines.of_data(data)
   (files.local / 'results.json').write_text(
     json.dumps({'heldout': result, 'yardsticks': marks}, indent=2)
   )
@@ -318,14 +269,7 @@ def _conclude(config, files, data, text, result, steps) -> None:
 
   tokens = steps * config.data.batch_size * config.data.seq_len
   print(f'\nHeld out after {steps} steps, {tokens:,} tokens:')
-  if 'bits_per_byte' not in result:
-    print(f'  accuracy {result["accuracy"]:.4f}  loss {result["loss"]:.4f}')
-  else:
-    ours = result['bits_per_byte']
-    print(f'  {"this model":16s} {ours:.4f} bits per byte')
-    for name, value in marks.items():
-      verdict = 'beats' if ours < value else 'loses to'
-      print(f'  {name:16s} {value:.4f}  The model {verdict} it.')
+  print(heldout.comparison(result, marks))
   if text is not None:
     lines = text.splitlines()
     print(f'\nA sample, prompted with {config.sample.prompt!r}:')

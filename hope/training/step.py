@@ -62,6 +62,24 @@ def _builder(
   return build
 
 
+def abstract_params(config: Config, mesh: Mesh) -> tuple[nnx.GraphDef, Any]:
+  """The model's structure, and shapes and shardings of its parameters."""
+  graph, params = jax.eval_shape(lambda: build_model(config))
+  table = blocks.parameters(config)
+  return graph, _laid_out(params, placement.of_params(params, mesh, table))
+
+
+def _laid_out(shapes: Any, shardings: Any) -> Any:
+  """Shapes and types of a tree, with a sharding for each leaf."""
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
+    shapes,
+    shardings,
+  )
+
+
 def abstract_state(
   config: Config, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState]:
@@ -89,13 +107,7 @@ def abstract_state(
     everywhere,
     everywhere,
   )
-  return graph, jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding
-    ),
-    state,
-    shardings,
-  )
+  return graph, _laid_out(state, shardings)
 
 
 def init_state(config: Config, abstract: TrainState) -> TrainState:

@@ -71,7 +71,10 @@ def oracle(layer, x):
           get(kernels.up)[h : h + 1],
           get(kernels.down)[h : h + 1],
         )
-        rate = layer.memory_rate if name == 'memory' else layer.projection_rate
+        # Static memories have no rate of their own, nor use one.
+        rate = getattr(layer, 'projection_rate', layer.memory_rate)
+        if name == 'memory':
+          rate = layer.memory_rate
         rates[name] = tuple(eta_max * sigmoid(get(rate))[:, h : h + 1])
       # The step is spread over what momentum multiplies it by, 1 / (1 - beta).
       share = iter(np.ones(tokens) if beta is None else 1 - beta[b, :, h])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hope.config import base_config
-from hope.data import files, identity, open_data, sources
+from hope.data import content, files, open_data, sources
 
 
 @pytest.fixture
@@ -142,9 +142,9 @@ def open_counted(folder):
 
 @pytest.fixture
 def limits(monkeypatch):
-  monkeypatch.setattr(identity, '_HASHED_BYTES', 1 << 14)
-  monkeypatch.setattr(identity, '_HASHED_DOCUMENTS', 32)
-  monkeypatch.setattr(identity, '_SMALLEST_SHARE', 1 << 10)
+  monkeypatch.setattr(content, '_HASHED_BYTES', 1 << 14)
+  monkeypatch.setattr(content, '_HASHED_DOCUMENTS', 32)
+  monkeypatch.setattr(content, '_SMALLEST_SHARE', 1 << 10)
   monkeypatch.setattr(files, '_BLOCK', 1 << 8)
 
 
@@ -168,12 +168,12 @@ def write(folder, count, size):
 def test_what_is_read_is_bounded(tmp_path, limits, count, size, complete):
   write(tmp_path, count, size)
   source = open_counted(tmp_path)
-  digests, whole = identity.content_digests(source)
+  digests, whole = content.content_digests(source)
   assert whole == complete
   assert len(digests) == min(count, 32) or not complete
   assert source.total <= (1 << 14) + (1 << 10)
   assert source.total == count * size or not complete
-  again, _ = identity.content_digests(open_counted(tmp_path))
+  again, _ = content.content_digests(open_counted(tmp_path))
   assert again == digests
   # A change of what is read is seen; the first and the last bytes of a sampled
   # document are read.
@@ -181,7 +181,7 @@ def test_what_is_read_is_bounded(tmp_path, limits, count, size, complete):
     text = bytearray(path.read_bytes())
     text[0] ^= 1
     path.write_bytes(text)
-  changed, _ = identity.content_digests(open_counted(tmp_path))
+  changed, _ = content.content_digests(open_counted(tmp_path))
   assert all(changed[i] != digests[i] for i in digests)
 
 

@@ -18,8 +18,8 @@ from absl import logging
 import ml_collections
 import numpy as np
 
+from hope.data.content import content_digests, fingerprint
 from hope.data.files import FileSource, matching_files
-from hope.data.identity import content_digests, fingerprint
 
 _KINDS = ('stdlib', 'text:GLOB', 'tfds:NAME[:SPLIT]', 'synthetic:TASK')
 

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from hope.data import sources
-from hope.data.identity import fingerprint
+from hope.data.content import fingerprint
 
 _KINDS = ('byte', 'bpe:FILE', 'bpe-train:SIZE')
 # Tokens that end a document, by the names that published tokenizers use.

@@ -12,12 +12,13 @@ def get_config():
   """Hope 'tiny' (1.1M parameters) on the running Python's standard library."""
   config = base_config()
   config.model.preset = 'tiny'
-  config.compute.remat = False
   config.model.titans.chunk_size = 16
   config.model.titans.projection_chunk_size = 16
+  config.compute.remat = False
   config.data.seq_len = 256
   config.data.batch_size = 4
   config.optimizer.name = 'm3'
+  config.optimizer.options = 'second_moment=False,b1=0.9'
   config.optimizer.learning_rate = 0.02
   config.train.steps = 360
   config.log.every = 10

@@ -79,7 +79,6 @@ def test_every_byte_is_scored_once(tmp_path, chunk):
   seen = set()
   for i in range(64):
     lane = {k: v[i::64] for k, v in rows.items()}
-    assert lane['starts'][0, 0]
     found = whole_documents(lane, chunk)
     assert found and set(found) <= train
     seen |= set(found)
@@ -142,7 +141,12 @@ def test_without_padding_the_stream_is_the_same(tmp_path):
   for i in range(64):
     tokens = rows['targets'][i::64].reshape(-1)
     joined = np.c_[plain['inputs'], plain['targets'][:, -1:]][i::64].reshape(-1)
-    np.testing.assert_array_equal(tokens, joined[: len(tokens)])
+    # Lanes enter their first document at places that depend on the length of
+    # a sequence, which is a token less here.
+    tokens, joined = (x[np.argmax(x == SEPARATOR) :] for x in (tokens, joined))
+    size = min(len(tokens), len(joined))
+    assert size > 100
+    np.testing.assert_array_equal(tokens[:size], joined[:size])
   # Held out, each target is scored alike, but for the first of each row.
   both = []
   for segments in (False, True):

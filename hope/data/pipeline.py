@@ -188,7 +188,7 @@ def train_iterator(
 ) -> BatchIterator:
   """Returns endless shuffled batches of the training data.
 
-  About 64 documents, or places of few documents, give a sequence each in turn;
+  Up to 256 documents, or places of few documents, give a sequence each in turn;
   see `dealing.deal`. A process reads those of its rows. The batches do not
   depend on the number of processes.
 

@@ -134,7 +134,7 @@ def bits_per_byte(config, graph, params) -> dict[str, float]:
       batch = {k: np.pad(x, ((0, fill), (0, 0))) for k, x in batch.items()}
       for j in range(0, count, at_once):
         part = {k: x[j : j + at_once] for k, x in batch.items()}
-        total += float(step(params, part)['loss'])
+        total += float(step(params, part).loss)
       results[f'{kind}, {way}'] = total / math.log(2) / size
   return results
 

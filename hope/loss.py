@@ -1,10 +1,13 @@
 """The loss of a batch: next-token cross-entropy, and what is logged with it."""
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import optax
 
+from hope.memory.segments import since_start
 from hope.model import Hope
+from hope.parts import InnerLosses
 
 
 def loss_and_metrics(
@@ -32,3 +35,38 @@ def loss_and_metrics(
     'accuracy': jnp.sum(weights * correct),
     **model.metrics(state),
   }
+
+
+def with_inner_losses(
+  model: Hope, batch: dict[str, jax.Array]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
+  """The metrics of a batch, with the inner losses of the model's memories.
+
+  Args:
+    model: that predicts; it is changed in place.
+    batch: as `loss_and_metrics` takes it.
+
+  Returns:
+    (metrics, sums, counts): metrics of `loss_and_metrics`; by name, as
+    'memory/inner_loss/layer_0', sums [t] over the tokens that are at each
+    position of their document; how many those are, [t].
+  """
+  model.set_attributes(measures=True, raise_if_not_found=False)
+  _, metrics = loss_and_metrics(model, batch)
+  shape = batch['inputs'].shape
+  starts = batch.get('starts')
+  position = jnp.broadcast_to(jnp.arange(shape[1]), shape)
+  if starts is not None:
+    position = since_start(starts, 0)
+
+  def by_position(x: jax.Array) -> jax.Array:
+    """Sums [..., t] of x [..., b, t]."""
+    if starts is None:
+      return x.sum(-2)
+    zeros = jnp.zeros((*x.shape[:-2], shape[1]), x.dtype)
+    return zeros.at[..., position].add(x)
+
+  measured = nnx.to_pure_dict(nnx.pop(model, InnerLosses))
+  of_blocks = measured.get('inner_losses', ())
+  sums = model.by_layer(jax.tree.map(by_position, of_blocks))
+  return metrics, sums, by_position(jnp.ones(shape))

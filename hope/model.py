@@ -5,6 +5,7 @@ Titans and the levels of the Continuum Memory System ('titans+cms' as
 `model.pattern`), Hope-Attention has causal attention ('attention+cms').
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from flax import nnx
@@ -18,6 +19,7 @@ from hope.fields import field
 from hope.layers.norm import RMSNorm
 from hope.memory.stream import KERNELS
 from hope.parallel import placement
+from hope.parts import InnerLosses
 
 # num_layers, width, num_heads. The paper gives them for 760M (24 layers, width
 # 1536, 16 heads) and the width for 1.3B.
@@ -117,6 +119,12 @@ class Block(nnx.Module):
     x, feedforward_state = self.feedforward(x + y, feedforward_state, starts)
     return x, (mixer_state, feedforward_state)
 
+  def pop_inner_losses(self) -> dict[str, jax.Array]:
+    """What its memories measured in a call, [b, t] by name; none: empty."""
+    found = nnx.to_pure_dict(nnx.pop(self, InnerLosses))
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    return {f'{path[-1].key}/inner_loss': values for path, values in leaves}
+
 
 def _stack(spec: BlockSpec, keys: jax.Array) -> Block:
   """A block whose parameters are stacked, drawn from keys [repeats]."""
@@ -200,16 +208,32 @@ class Hope(nnx.Module):
 
   def metrics(self, state) -> dict[str, jax.Array]:
     """What the blocks log of a state, as 'memory/state_norm/layer_0'."""
-    found = {}
-    count = len(self.pattern)
-    for place, (spec, states) in enumerate(
-      zip(self.pattern, state, strict=True)
-    ):
+    found = []
+    for spec, states in zip(self.pattern, state, strict=True):
+      of_block = {}
       for chosen, of_part in zip(spec.parts.values(), states, strict=True):
-        for name, values in chosen.part.metrics(of_part).items():
-          for repeat, value in enumerate(values):
-            found[f'{name}/layer_{repeat * count + place}'] = value
-    return found
+        of_block |= chosen.part.metrics(of_part)
+      found.append(of_block)
+    return self.by_layer(found)
+
+  def by_layer(
+    self, of_blocks: Sequence[Mapping[str, jax.Array]]
+  ) -> dict[str, jax.Array]:
+    """What is known of each block of the pattern, by layer.
+
+    Args:
+      of_blocks: arrays [repeats, ...] by name, as 'memory/state_norm'.
+
+    Returns:
+      Arrays [...] by name and layer, as 'memory/state_norm/layer_0'.
+    """
+    count = len(self.pattern)
+    return {
+      f'{name}/layer_{repeat * count + place}': value
+      for place, of_block in enumerate(of_blocks)
+      for name, values in of_block.items()
+      for repeat, value in enumerate(values)
+    }
 
   def __call__(
     self,
@@ -249,20 +273,21 @@ class Hope(nnx.Module):
       params = placement.gather(
         params, f'blocks/{place}', self.dtype, self.table
       )
-      x, state = nnx.merge(graphs[place], params, probes)(x, state, starts)
-      return placement.constrain(x, 'tokens'), state
+      block = nnx.merge(graphs[place], params, probes)
+      x, state = block(x, state, starts)
+      return placement.constrain(x, 'tokens'), (state, block.pop_inner_losses())
 
     if self.remat:
       apply = jax.checkpoint(apply, prevent_cse=False, static_argnums=0)
 
     def repeat(x, inputs):
-      states = []
+      found = []
       for place, of_block in enumerate(zip(*inputs, strict=True)):
         x, new = apply(place, x, of_block)
-        states.append(new)
-      return x, tuple(states)
+        found.append(new)
+      return x, tuple(zip(*found, strict=True))
 
-    x, state = jax.lax.scan(
+    x, (state, losses) = jax.lax.scan(
       repeat,
       placement.constrain(embed(tokens), 'tokens'),
       (
@@ -271,6 +296,8 @@ class Hope(nnx.Module):
         (None,) * len(graphs) if state is None else state,
       ),
     )
+    if any(losses):
+      self.inner_losses = InnerLosses(losses)
     if last_only:
       x = x[:, -1:]
     x = self.norm(x) * self.logit_scale

@@ -161,6 +161,16 @@ class Sizes:
   hidden_multiple: float = 1.0
 
 
+class InnerLosses(nnx.Intermediate):
+  """What a module's memories measured in a call: arrays [b, t] by name.
+
+  A module with memories that learn has an attribute `measures`, False when it
+  is built. Where it is True, a call leaves these as the attribute
+  `inner_losses`: each memory's objective at the pair that it learns from each
+  token, at the state where the gradient is taken, mean over heads.
+  """
+
+
 class Module(Protocol):
   """A mixer or feed-forward: an nnx.Module of these methods."""
 

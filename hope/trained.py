@@ -286,12 +286,13 @@ class TrainedModel:
 
   def _evaluate_heldout(self) -> dict[str, float]:
     mesh = mesh_lib.one_device()
-    return heldout.evaluate(
+    result, _ = heldout.evaluate(
       step_lib.eval_step(self.graph, mesh),
       self.params,
       [mesh_lib.put_batch(b, mesh) for b in self._data.eval_batches()],
       self._data.bytes_per_token,
     )
+    return result
 
   def _tokens(self, text: Text) -> tuple[np.ndarray, bool]:
     """(tokens int32 [b, t], whether one stream was given without its axis)."""

@@ -259,6 +259,37 @@ def test_draws_curves(tmp_path, steps, layers):
   assert not list(tmp_path.glob('*.tmp'))
 
 
+@pytest.mark.parametrize('memories, layers', [(5, 4), (4, 12), (1, 1)])
+def test_draws_inner_losses(tmp_path, memories, layers):
+  assert curves.draw_inner_losses(tmp_path) is None
+  names = ['memory', 'k', 'v', 'eta', 'cms_level_0'][:memories]
+  falling = {
+    f'{name}/inner_loss/layer_{i}': [i + 4 / (1 + t) for t in range(100)]
+    + [None]
+    for name in names
+    for i in range(layers)
+  }
+  (tmp_path / 'inner_losses.json').write_text(
+    json.dumps({'tokens': [8] * 100 + [0], 'by_position': falling})
+  )
+  path = curves.draw_inner_losses(tmp_path)
+  assert path == tmp_path / 'inner_losses.png'
+  rows = -(-memories // 2)
+  pixels = image.imread(path)
+  assert pixels.shape == (90 + 300 * rows, 1350, 4)
+  # The last panel has a curve.
+  corner = pixels[-280:, 675:].reshape(-1, 4)
+  assert len(np.unique(corner, axis=0)) > 50
+
+
+def test_inner_losses_are_means_of_spans():
+  y, counts = np.arange(128.0), np.repeat([2.0, 0.0], [100, 28])
+  y[100:] = np.nan
+  x, means = curves._means(y, counts)
+  np.testing.assert_allclose(x, np.arange(50) * 2 + 0.5)
+  np.testing.assert_allclose(means, x)
+
+
 def test_draws_other_metrics_and_gaps(tmp_path):
   with metrics.MetricsWriter(tmp_path) as writer:
     for step in range(1, 300):

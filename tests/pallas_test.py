@@ -148,6 +148,23 @@ def test_layer(x64, case):
 
 
 @pytest.mark.slow
+def test_inner_losses(x64):
+  x, found = inputs(2, 32, 8, np.float64), []
+  for kernel in ('pallas', 'xla'):
+    layer = titans(
+      8,
+      kernel=kernel,
+      dtype=x.dtype,
+      chunk_size=16,
+      projection_chunk_size=8,
+    )
+    layer.set_attributes(measures=True)
+    layer(x)
+    found.append(layer.inner_losses.get_value())
+  assert_same(*found, BAR64)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('chunk', [16, 64])
 def test_layer_in_float32(chunk):
   x = inputs(1, 2 * chunk, 16)
@@ -258,6 +275,16 @@ def test_lowers_for_tpu():
   assert text.count('tpu_custom_call') == 4  # twice forward, twice backward
   with pytest.raises(NotImplementedError, match='cuda'):
     traced.lower(lowering_platforms=('cuda',))
+
+  def measure(params, x):
+    layer = nnx.merge(graph, params)
+    layer.set_attributes(measures=True)
+    layer(x)
+    return layer.inner_losses.get_value()
+
+  traced = jax.jit(measure).trace(params, inputs(1, 16, 16))
+  text = traced.lower(lowering_platforms=('tpu',)).as_text()
+  assert text.count('tpu_custom_call') == 2
 
 
 def program(text, **environ):

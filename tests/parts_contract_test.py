@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from layer_cases import BAR, assert_same, jit, randomize, relative
 import numpy as np
 import pytest
+import reference
 
 from hope.feedforward import FEEDFORWARD
 from hope.mixers import MIXERS
 from hope.parallel import placement
 from hope.parallel.mesh import one_device
-from hope.parts import Level, Part, Sizes, find
+from hope.parts import InnerLosses, Level, Part, Sizes, find
 
 BATCH, LENGTH, CHUNK = 2, 12, 4
 SIZES = Sizes(
@@ -220,6 +221,49 @@ def test_metrics_are_of_stacked_layers(name):
     assert values.shape == (3,), label
     assert np.isfinite(values).all() and (values >= 0).all(), label
     np.testing.assert_array_equal(values[0], values[2])
+
+
+@over_cases
+def test_measuring_changes_nothing_but_what_is_measured(name, x64):
+  params, run = compiled(name)
+  y, end = run(params, inputs(), None, None)
+  module = build(name)
+  module.set_attributes(measures=True, raise_if_not_found=False)
+  graph, _ = nnx.split(module)
+
+  @jit
+  def measure(params, x):
+    module = nnx.merge(graph, params)
+    y, state = module(x, None, None)
+    return y, state, nnx.to_pure_dict(nnx.pop(module, InnerLosses))
+
+  *again, losses = measure(params, inputs())
+  assert_same(jax.tree.leaves(again), jax.tree.leaves((y, end)), BAR)
+  assert not nnx.to_pure_dict(nnx.pop(build(name), InnerLosses))
+  for values in jax.tree.leaves(losses):
+    assert values.shape == (BATCH, LENGTH)
+    assert np.isfinite(values).all()
+  learns = {'titans', 'titans static', 'cms in_context'}
+  assert bool(losses) == (name in learns)
+
+
+def test_in_context_levels_start_from_the_loss_of_their_parameters(x64):
+  module = build('cms in_context').level_0
+  x = inputs()
+  module.set_attributes(measures=True)
+  module(x)
+  get = lambda p: np.asarray(p[...], np.float64)
+  z = np.asarray(x) / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + 1e-6)
+  z *= get(module.norm.scale)
+  k, v = np.split(z @ get(module.key_value.kernel), 2, axis=-1)
+  unit = lambda a: a / np.sqrt(np.sum(a * a, axis=-1, keepdims=True) + 1e-12)
+  k, v = SIZES.width**0.5 * unit(k), unit(v)
+  prediction = reference.silu(k @ get(module.up)) @ get(module.down)
+  expected = 0.5 * np.square(prediction - v).sum(-1)
+  measured = module.inner_losses.get_value()['cms_level_0']
+  # The first chunk, of two tokens, is learned at the initial state.
+  assert relative(measured[:, :2], expected[:, :2]) <= BAR
+  assert relative(measured[:, 2:], expected[:, 2:]) > 1e-3
 
 
 @over_cases

@@ -414,7 +414,7 @@ def self_referential_titans(
   target_max: float | None = None,
   error_max: float | None = None,
   epsilon: float = 0.0,
-) -> tuple[Array, dict[str, tuple[Array, Array]]]:
+) -> tuple[Array, dict[str, tuple[Array, Array]], dict[str, Array]]:
   """Self-referential Titans, token by token (Eq. 86-89; chunks of one).
 
   With every M taken at its state before token t:
@@ -456,8 +456,8 @@ def self_referential_titans(
     epsilon: Added to the squared norms of k, v, q and targets.
 
   Returns:
-    y [b, t, n, d] and, by name, the kernels after the last token,
-    (up [b, n, d, f], down [b, n, f, o]).
+    y [b, t, n, d]; by name, the kernels after the last token,
+    (up [b, n, d, f], down [b, n, f, o]); by name, inner losses [b, t, n].
   """
   batch, tokens, heads, width = x_k.shape
   act = activation[0]
@@ -468,6 +468,7 @@ def self_referential_titans(
     )
     for name in memories
   }
+  losses = {name: np.zeros((batch, tokens, heads)) for name in memories}
 
   for b in range(batch):
     for n in range(heads):
@@ -509,6 +510,7 @@ def self_referential_titans(
           target = call(name, v)
           if target_max is not None:
             target = bound_norm(target, target_max, epsilon)
+          losses[name][b, t, n] = loss(objective, call(name, k), target)
           layers = memory_errors(
             k,
             target,
@@ -532,4 +534,4 @@ def self_referential_titans(
       for name in memories:
         for layer in (0, 1):
           final[name][layer][b, n] = base[name][layer] + state[name][layer]
-  return y, final
+  return y, final, losses

@@ -112,7 +112,7 @@ def finished(home):
     assert part in '\n'.join(screen)
   for name in (
     *('results.json', 'sample.txt', 'curves.png', 'memories.png'),
-    *('timing.jsonl', 'tensorboard'),
+    *('inner_losses.json', 'inner_losses.png', 'timing.jsonl', 'tensorboard'),
   ):
     assert (workdir / name).exists(), name
   return workdir
@@ -263,6 +263,19 @@ def test_metrics_name_every_memory(finished):
     for layer in range(2):
       assert record[f'{name}/state_norm/layer_{layer}'] > 0
       assert record[f'{name}/write_norm/layer_{layer}'] > 0
+
+
+def test_inner_losses_are_kept_by_layer_and_position(finished):
+  record = json.loads(lines(finished)[-1])
+  assert record['kind'] == 'eval'
+  kept = json.loads((finished / 'inner_losses.json').read_text())
+  tokens = np.array(kept['tokens'])
+  for name in ('k', 'v', 'eta', 'alpha', 'memory'):
+    for layer in range(2):
+      name_of_layer = f'{name}/inner_loss/layer_{layer}'
+      mean = np.average(kept['by_position'].pop(name_of_layer), weights=tokens)
+      np.testing.assert_allclose(record[name_of_layer], mean, rtol=1e-4)
+  assert not kept['by_position']
 
 
 def test_generate(home, finished):

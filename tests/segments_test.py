@@ -417,11 +417,30 @@ def test_loss_of_rows_is_that_of_their_documents():
   step = step_lib.eval_step(graph, mesh)
   together = step(params, batch)
   alone = step(params, rows_of_documents(batch))
-  assert relative(together['loss'], alone['loss']) <= 1e-6
-  assert together['accuracy'] == alone['accuracy']
+  assert relative(together.loss, alone.loss) <= 1e-6
+  assert together.accuracy == alone.accuracy
+  assert not together.inner_losses
   del batch['starts']
   crossed = step(params, batch)
-  assert relative(crossed['loss'], alone['loss']) > 1e-5
+  assert relative(crossed.loss, alone.loss) > 1e-5
+
+
+def test_inner_losses_of_rows_are_those_of_their_documents():
+  config, batch = batch_of_documents('titans')
+  graph, params = step_lib.build_model(config)
+  step = step_lib.eval_step(graph, mesh_lib.one_device())
+  together = step(params, batch)
+  alone = step(params, rows_of_documents(batch))
+  layers = range(config.model.num_layers)
+  assert together.inner_losses.keys() == {
+    f'{memory}/inner_loss/layer_{i}'
+    for memory in ('memory', 'k', 'v', 'eta', 'alpha')
+    for i in layers
+  }
+  np.testing.assert_array_equal(together.tokens[:8], 6)
+  np.testing.assert_array_equal(together.tokens[8:], 0)
+  for name, values in together.inner_losses.items():
+    assert relative(values[:8], alone.inner_losses[name]) <= 1e-5, name
 
 
 @pytest.mark.slow

@@ -263,9 +263,21 @@ def test_outer_gradient_flows_through_error(x64, name, slope):
   assert_close(by_target, -np.ones((3, 4)), BAR)
 
 
-def test_unknown_objective():
+@pytest.mark.parametrize('name', ['l2', 'dot'])
+def test_error_is_the_derivative_of_the_loss(x64, name):
+  prediction, target = np.random.default_rng(12).normal(size=(2, 3, 4))
+  losses = objectives.loss(name, prediction, target)
+  assert losses.shape == (3, 1)
+  for row, p, v in zip(losses, prediction, target, strict=True):
+    assert_close(row[0], reference.loss(name, p, v), BAR)
+  slope = jax.grad(lambda p: objectives.loss(name, p, target).sum())(prediction)
+  assert_close(slope, objectives.error(name, prediction, target), BAR)
+
+
+@pytest.mark.parametrize('function', [objectives.error, objectives.loss])
+def test_unknown_objective(function):
   with pytest.raises(ValueError, match='l2'):
-    objectives.error('l1', np.ones(2), np.ones(2))
+    function('l1', np.ones(2), np.ones(2))
 
 
 # ------------------------------------------------------------ the oracle itself
@@ -310,7 +322,7 @@ def test_reference_writes_descend(name, layer, objective):
   """One token's write is -eta' times the derivative of the memory's loss."""
   for b, n in ((0, 0), (1, 1)):
     (memories, x_k, x_v, x_q), arguments = titans(tokens=1)
-    _, final = reference.self_referential_titans(
+    _, final, _ = reference.self_referential_titans(
       memories,
       x_k,
       x_v,
@@ -350,12 +362,14 @@ def test_reference_writes_descend(name, layer, objective):
 
 def test_reference_reads_before_it_writes():
   (memories, x_k, x_v, x_q), arguments = titans(q=True)
-  y, _ = reference.self_referential_titans(memories, x_k, x_v, x_q, **arguments)
+  y, *_ = reference.self_referential_titans(
+    memories, x_k, x_v, x_q, **arguments
+  )
   x_k, x_v, x_q = x_k.copy(), x_v.copy(), x_q.copy()
   x_k[:, 1] += 1.0
   x_v[:, 1] += 1.0
   x_q[:, 2:] += 1.0
-  changed, _ = reference.self_referential_titans(
+  changed, *_ = reference.self_referential_titans(
     memories, x_k, x_v, x_q, **arguments
   )
   assert np.array_equal(y[:, :2], changed[:, :2])
@@ -410,7 +424,7 @@ def test_reference_is_the_rule(x64, anchor, momentum, erase):
           trace[m][layer] = np.asarray(new_trace[0])
     state = after
 
-  _, final = reference.self_referential_titans(
+  _, final, _ = reference.self_referential_titans(
     memories,
     x_k,
     x_v,

@@ -1,5 +1,6 @@
 """Self-referential Titans against an independent transcription."""
 
+from flax import nnx
 import jax.numpy as jnp
 from layer_cases import (
   BAR,
@@ -15,6 +16,7 @@ import pytest
 import reference
 
 from hope.memory import mlp
+from hope.parts import InnerLosses
 
 # ------------------------------------------------------------------ the oracle
 
@@ -24,7 +26,7 @@ def sigmoid(x):
 
 
 def oracle(layer, x):
-  """The layer at chunks of one, from its parameters: (y, final kernels)."""
+  """The layer at chunks of one: (y, final kernels, inner losses [b, t])."""
   get = lambda p: np.asarray(p[...], np.float64)
   options, n = layer.options, layer.num_heads
   x = np.asarray(x, np.float64)
@@ -60,7 +62,7 @@ def oracle(layer, x):
     eta_max = 1.0
   names = MEMORIES + (('q',) if options.q_memory else ())
   y = np.zeros((batch, tokens, n, width // n))
-  final = {}
+  final, losses = {}, {name: np.zeros((batch, tokens)) for name in names}
   for b in range(batch):
     for h in range(n):
       here = (slice(b, b + 1), slice(None), slice(h, h + 1))
@@ -86,7 +88,7 @@ def oracle(layer, x):
       def gate_alpha(raw, bias=alpha_bias):
         return sigmoid(raw + bias) if options.retention else 1.0
 
-      y[here], kernels = reference.self_referential_titans(
+      y[here], kernels, found = reference.self_referential_titans(
         memories,
         x_k[here],
         x_v[here],
@@ -105,10 +107,11 @@ def oracle(layer, x):
       )
       for name, pair in kernels.items():
         final[name, b, h] = [kernel[0, 0] for kernel in pair]
+        losses[name][b] += found[name][0, :, 0] / n
 
   y /= np.sqrt(np.mean(y * y, axis=-1, keepdims=True) + 1e-6)
   y *= get(layer.norm.scale)
-  return y.reshape(batch, tokens, -1) @ get(layer.output.kernel), final
+  return y.reshape(batch, tokens, -1) @ get(layer.output.kernel), final, losses
 
 
 def final_kernels(layer, state):
@@ -156,13 +159,33 @@ def test_layer_is_the_oracle(case, x64):
   x = inputs(2, 10, 8, np.float64)
   y, state = call(layer)(x, None)
   assert y.dtype == jnp.float64
-  expected, kernels = oracle(layer, x)
+  expected, kernels, _ = oracle(layer, x)
   assert relative(y, expected) <= BAR
   actual = final_kernels(layer, state)
   assert actual.keys() == kernels.keys()
   for name in kernels:
     for a, e in zip(actual[name], kernels[name], strict=True):
       assert relative(a, e) <= BAR, name
+
+
+@pytest.mark.parametrize(
+  'case', ['bounded', pytest.param('q_memory', marks=pytest.mark.slow), 'dot']
+)
+def test_inner_losses_are_the_oracles(case, x64):
+  options = {'chunk_size': 1, 'projection_chunk_size': 1} | ORACLE_CASES[case]
+  layer = titans(dtype=jnp.float64, **options)
+  layer.set_attributes(measures=True)
+  x = inputs(2, 6, 8, np.float64)
+
+  @nnx.jit
+  def measure(layer, x):
+    layer(x)
+    return nnx.to_pure_dict(nnx.pop(layer, InnerLosses))['inner_losses']
+
+  measured, (_, _, expected) = measure(layer, x), oracle(layer, x)
+  assert measured.keys() == expected.keys()
+  for name, values in measured.items():
+    assert relative(values, expected[name]) <= BAR, name
 
 
 def test_reads_agree_at_chunks_of_one(x64):

@@ -2,9 +2,63 @@
 
 from collections.abc import Callable, Iterable
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+
+
+class Sums(NamedTuple):
+  """What one batch adds up to.
+
+  Attributes:
+    loss: [], of the targets, by weight, in nats.
+    accuracy: [], the weight of the targets that were predicted.
+    weight: [], of all targets.
+    inner_losses: [t] by name, as 'memory/inner_loss/layer_0': of the tokens at
+      each position of their document.
+    tokens: [t], how many those are.
+  """
+
+  loss: jax.Array
+  accuracy: jax.Array
+  weight: jax.Array
+  inner_losses: dict[str, jax.Array]
+  tokens: jax.Array
+
+
+class InnerLosses(NamedTuple):
+  """How well memories know what they learn, by position in the document.
+
+  Choice: means over tokens, all of which a memory learns, not over targets.
+
+  Attributes:
+    by_position: float64 [t] by name, as 'memory/inner_loss/layer_0'; NaN where
+      no document is that long.
+    tokens: float64 [t], over which the means are.
+  """
+
+  by_position: dict[str, np.ndarray]
+  tokens: np.ndarray
+
+  def to_dict(self) -> dict[str, Any]:
+    """For a file: lists of six digits, None for NaN."""
+
+    def plain(values: np.ndarray) -> list[float | None]:
+      return [float(f'{x:.6g}') if np.isfinite(x) else None for x in values]
+
+    return {
+      'tokens': plain(self.tokens),
+      'by_position': {k: plain(x) for k, x in self.by_position.items()},
+    }
+
+  def means(self) -> dict[str, float]:
+    """Over all tokens, by name."""
+    seen = self.tokens > 0
+    return {
+      name: float(np.average(values[seen], weights=self.tokens[seen]))
+      for name, values in self.by_position.items()
+    }
 
 
 def bits_per_byte(
@@ -22,12 +76,12 @@ def bits_per_byte(
 
 
 def evaluate(
-  step: Callable[[Any, Any], dict[str, jax.Array]],
+  step: Callable[[Any, Any], Sums],
   params: Any,
   batches: Iterable[Any],
   bytes_per_token: float | None,
-) -> dict[str, float]:
-  """Means over the targets of all batches.
+) -> tuple[dict[str, float], InnerLosses]:
+  """Means over the targets of all batches, and of the inner losses.
 
   Args:
     step: of `hope.training.step.eval_step`.
@@ -36,16 +90,24 @@ def evaluate(
     bytes_per_token: as `bits_per_byte` takes it.
 
   Returns:
-    loss (nats per token), accuracy (share of tokens), and bits_per_byte where
-    tokens stand for bytes.
+    (values, inner losses); values: loss (nats per token), accuracy (share of
+    tokens), and bits_per_byte where tokens stand for bytes.
   """
   sums = [jax.device_get(step(params, batch)) for batch in batches]
-  weight = float(sum(s['weight'] for s in sums))
+  weight = float(sum(s.weight for s in sums))
   values = {
-    name: float(sum(s[name] for s in sums)) / weight
+    name: float(sum(getattr(s, name) for s in sums)) / weight
     for name in ('loss', 'accuracy')
   }
-  return values | bits_per_byte(values['loss'], bytes_per_token)
+  total = jax.tree.map(
+    lambda *x: np.sum(x, axis=0, dtype=np.float64),
+    *((s.inner_losses, s.tokens) for s in sums),
+  )
+  losses, tokens = total
+  with np.errstate(invalid='ignore'):
+    losses = {name: x / tokens for name, x in losses.items()}
+  inner = InnerLosses(losses, tokens)
+  return values | bits_per_byte(values['loss'], bytes_per_token), inner
 
 
 def comparison(result: dict[str, float], baselines: dict[str, float]) -> str:

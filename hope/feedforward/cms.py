@@ -32,6 +32,7 @@ from hope.parallel import placement
 from hope.parts import (
   KEY_VALUE,
   Divided,
+  InnerLosses,
   Leaf,
   Level,
   Part,
@@ -139,6 +140,7 @@ class InContextLevel(nnx.Module):
     width: int,
     hidden: int,
     *,
+    name: str,
     period: int,
     objective: str,
     norm_eps: float,
@@ -146,6 +148,7 @@ class InContextLevel(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.period, self.objective, self.dtype = period, objective, dtype
+    self.name, self.measures = name, False
     self.norm = RMSNorm(width, norm_eps)
     self.key_value = nnx.Linear(
       width, 2 * width, use_bias=False, dtype=dtype, rngs=rngs
@@ -202,13 +205,14 @@ class InContextLevel(nnx.Module):
     def body(step: stream.Step):
       z, k, v, gates = step.x
       eta = step.counted(gates[..., :1] / (self.period * width))
+      targets = (v[..., None, :, :],)
       new, trace, _ = mlp.learn(
         step.consts,
         step.start,
         step.now,
         step.trace,
         k=k,
-        targets=(v[..., None, :, :],),
+        targets=targets,
         rates=mlp.Rates(
           up=eta,
           down=eta,
@@ -222,11 +226,14 @@ class InContextLevel(nnx.Module):
       )
       frozen = mlp.add(step.consts, step.start)
       (y,) = mlp.forward(frozen, z, residual=False)
-      return new, trace, y[..., 0, :, :]
+      measured = ()
+      if self.measures:
+        measured = mlp.losses(frozen, k, targets, self.objective, False)
+      return new, trace, (y[..., 0, :, :], measured)
 
     xs = at_least_float32(z), width**0.5 * l2_normalize(k), l2_normalize(v)
     xs = jax.tree.map(_one_head, (*xs, gates))
-    memory, position, y = stream.run(
+    memory, position, (y, measured) = stream.run(
       body,
       base,
       state.memory,
@@ -237,6 +244,9 @@ class InContextLevel(nnx.Module):
     )
     if spoiled is not None:
       memory = finite.spoil(memory, spoiled[:, -1])
+    if self.measures:
+      losses = finite.spoil(measured[0][:, :, 0, 0], spoiled)
+      self.inner_losses = InnerLosses({self.name: losses})
     y = finite.spoil(y[:, :, 0].astype(x.dtype), spoiled)
     return y, LevelState(memory, position)
 
@@ -280,6 +290,7 @@ class ContinuumMemory(nnx.Module):
         level = InContextLevel(
           width,
           hidden,
+          name=f'cms_level_{j}',
           period=period,
           objective=options.objective,
           norm_eps=norm_eps,

@@ -106,6 +106,34 @@ def forward(
   return _residual(kernels, z, outs, residual)
 
 
+def losses(
+  kernels: Kernels,
+  k: jax.Array,
+  targets: tuple[jax.Array, ...],
+  objective: str,
+  residual: bool = True,
+) -> tuple[jax.Array, ...]:
+  """What each memory's objective says of its values for some keys.
+
+  Args:
+    kernels: up [..., i, m f], down [..., m, f, o] of each group.
+    k: [..., c, i], keys.
+    targets: of each group [..., m, c, o], wanted values.
+    objective: 'l2' or 'dot'.
+    residual: as in `forward`.
+
+  Returns:
+    Of each memory, counted through all groups, [..., c, 1].
+  """
+  found = (
+    objectives.loss(objective, prediction, target)
+    for prediction, target in zip(
+      forward(kernels, k, residual), targets, strict=True
+    )
+  )
+  return tuple(x[..., j, :, :] for x in found for j in range(x.shape[-3]))
+
+
 def select(kernels: Kernels, first: int, last: int) -> Kernels:
   """The memories first, ..., last - 1, counted through all groups.
 

@@ -1,4 +1,4 @@
-"""Objectives of the inner learning: the error that a memory descends on."""
+"""Objectives of the inner learning, and the errors that memories descend on."""
 
 import jax
 from jax import lax
@@ -7,6 +7,29 @@ import jax.numpy as jnp
 NAMES = ('l2', 'dot')
 # Added to a squared norm, so that the gradient of its root is finite at 0.
 _SMALLEST_SQUARE = 1e-12
+
+
+def loss(name: str, prediction: jax.Array, target: jax.Array) -> jax.Array:
+  """An objective's value: 1/2 |M(k) - v|^2 for 'l2', -<M(k), v> for 'dot'.
+
+  Args:
+    name: 'l2' or 'dot'.
+    prediction: [..., o], M(k).
+    target: [..., o], the wanted value v.
+
+  Returns:
+    [..., 1].
+
+  Raises:
+    ValueError: for any other name.
+  """
+  if name == 'l2':
+    values = 0.5 * jnp.square(prediction - target)
+  elif name == 'dot':
+    values = -prediction * target
+  else:
+    raise ValueError(f'objective={name!r} is unknown; choose one of {NAMES}.')
+  return jnp.sum(values, axis=-1, keepdims=True)
 
 
 def error(name: str, prediction: jax.Array, target: jax.Array) -> jax.Array:

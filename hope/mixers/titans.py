@@ -48,6 +48,7 @@ from hope.parts import (
   BY_HEAD,
   ONE_PROJECTION,
   Divided,
+  InnerLosses,
   Leaf,
   Level,
   Part,
@@ -217,7 +218,7 @@ class SelfReferentialTitans(nnx.Module):
     for chunk in (options.chunk_size, options.projection_chunk_size):
       stream.check_kernel(kernel, chunk)
     self.options, self.num_heads, self.dtype = options, num_heads, dtype
-    self.kernel = kernel
+    self.kernel, self.measures = kernel, False
     d = width // num_heads
     f = d * options.hidden_multiple
     streams = 3 if options.mix == 'dense' else 1
@@ -361,8 +362,17 @@ class SelfReferentialTitans(nnx.Module):
       beta = 0.95 * jax.nn.sigmoid(at_least_float32(beta))[..., None]
     sources = (*(_unit_heads(z, n) for z in (x_q, x_k, x_v)), beta)
 
-    projected, projections, position = self._project(sources, state, starts)
-    y, memory, memory_position = self._remember(projected, beta, state, starts)
+    (projected, generating), projections, position = self._project(
+      sources, state, starts
+    )
+    (y, remembering), memory, memory_position = self._remember(
+      projected, beta, state, starts
+    )
+    if self.measures:
+      losses = [x.mean((2, 3)) for x in (*remembering, *generating)]
+      names = ['memory', *_generated(options.q_memory)][: len(losses)]
+      losses = dict(zip(names, losses, strict=True))
+      self.inner_losses = InnerLosses(finite.spoil(losses, spoiled))
     y = self.norm(y).reshape(batch, t, -1).astype(self.dtype)
     y = self.output(placement.constrain(y, 'hidden'))
     end = None if spoiled is None else spoiled[:, -1]
@@ -418,8 +428,18 @@ class SelfReferentialTitans(nnx.Module):
       form=step.form,
     )
 
+  def _losses(self, kernels: mlp.Kernels, k, targets) -> tuple[jax.Array, ...]:
+    """Inner losses [.., c, 1] of each memory; () where nothing measures."""
+    if not self.measures:
+      return ()
+    return mlp.losses(kernels, k, targets, self.options.objective)
+
   def _project(self, sources, state: TitansState, starts):
-    """Runs the memories that generate; returns (projected, state, position)."""
+    """Runs the memories that generate.
+
+    Returns:
+      ((projected, inner losses [b, t, n, 1]), state, position).
+    """
     kernels, batch = self._generators(), sources[0].shape[0]
     biases = jnp.stack([self.eta_bias[...], self.alpha_bias[...]], axis=-1)
     biases = biases[..., None, None]
@@ -428,7 +448,8 @@ class SelfReferentialTitans(nnx.Module):
       ys = self._generate(kernels, biases, block)
       position = state.projection_position
       position = jnp.int32(0) if position is None else position
-      return jax.tree.map(lambda z: jnp.moveaxis(z, 1, 2), ys), (), position
+      ys = jax.tree.map(lambda z: jnp.moveaxis(z, 1, 2), ys)
+      return (ys, ()), (), position
     chunk = self.options.projection_chunk_size
     consts = (
       self._anchor(kernels, batch),
@@ -452,7 +473,8 @@ class SelfReferentialTitans(nnx.Module):
         rates=rates,
         objective=self.options.objective,
       )
-      return new, new_trace, (q, k, v, eta, alpha)
+      losses = self._losses(frozen, k, targets)
+      return new, new_trace, ((q, k, v, eta, alpha), losses)
 
     new, position, ys = stream.run(
       body,
@@ -468,7 +490,11 @@ class SelfReferentialTitans(nnx.Module):
     return placement.constrain(ys, 'heads'), new, position
 
   def _remember(self, projected, beta, state: TitansState, starts):
-    """Runs `memory`; returns (reads [b, t, n, d], state, position)."""
+    """Runs `memory`.
+
+    Returns:
+      ((reads [b, t, n, d], inner losses [b, t, n, 1]), state, position).
+    """
     options, chunk = self.options, self.options.chunk_size
     batch = projected[0].shape[0]
     consts = (
@@ -496,7 +522,8 @@ class SelfReferentialTitans(nnx.Module):
       )
       if options.read == 'chunk':
         reads = mlp.forward(frozen, q)
-      return new, new_trace, reads[0][..., 0, :, :]
+      losses = self._losses(frozen, k, targets)
+      return new, new_trace, (reads[0][..., 0, :, :], losses)
 
     new, position, y = stream.run(
       body,
@@ -634,6 +661,11 @@ def _chunks(options: TitansOptions) -> list[int]:
   return [options.chunk_size]
 
 
+def _generated(q_memory: bool) -> list[str]:
+  """The memories that generate, in the order of `_generators`."""
+  return ['v', *(['q'] if q_memory else []), 'k', 'eta', 'alpha']
+
+
 def metrics(state: TitansState) -> dict[str, jax.Array]:
   """Norms of what each memory holds and of what it wrote last, by layer.
 
@@ -651,8 +683,7 @@ def metrics(state: TitansState) -> dict[str, jax.Array]:
   memories = [(['memory'], state.memory)]
   if state.projections:
     with_q = state.projections.now.down[0].shape[-3] == 3
-    wide = ['v', 'q', 'k'] if with_q else ['v', 'k']
-    memories.append(([*wide, 'eta', 'alpha'], state.projections))
+    memories.append((_generated(with_q), state.projections))
   found = {}
   for names, memory in memories:
     kinds = {'state_norm': memory.now}

@@ -1,6 +1,7 @@
-"""The metrics of a run as two pictures: its curves, and its memories."""
+"""A run as pictures: its curves, its memories, and how they learn in a text."""
 
 from collections.abc import Mapping
+import json
 import math
 import os
 import pathlib
@@ -89,31 +90,35 @@ def _draw_yardsticks(axes, yardsticks: Mapping[str, float]) -> None:
     )
 
 
-def _draw_layers(axes, records, quantity: str, names, x_name: str) -> None:
-  """Draws one quantity of a memory, as 'k/write_norm', a curve per layer.
+def _title(memory: str) -> str:
+  """A memory's name for people: 'memory', 'memory k', 'CMS level 0'."""
+  if memory.startswith('cms_level_'):
+    return f'CMS level {memory.removeprefix("cms_level_")}'
+  return memory if memory == 'memory' else f'memory {memory}'
+
+
+def _draw_layers(
+  axes, points: Mapping[int, tuple[np.ndarray, np.ndarray]], named: bool = True
+) -> None:
+  """Draws a curve per layer.
 
   Args:
     axes: The panel.
-    records: Of the run.
-    quantity: Its name.
-    names: The key of each layer, by the layer's number.
-    x_name: The key of the x axis.
+    points: x and y of each layer, by the layer's number.
+    named: Whether it is said which layer is which.
   """
-  layers = sorted(names)
+  layers = sorted(points)
   norm = colors.Normalize(layers[0], max(layers[-1], layers[0] + 1))
   palette = colors.LinearSegmentedColormap.from_list(
     'layers', ['#9ecae1', _TRAIN, '#16244f']
   )
   for layer in layers:
-    x, y = _series(records, 'train', names[layer], x_name)
-    if not x.size:
-      x, y = _series(records, 'eval', names[layer], x_name)
     color = palette(norm(layer))
-    axes.plot(x, y, color=color, linewidth=1.4, label=f'layer {layer}')
-  memory, _, norm_of = quantity.partition('/')
-  if memory != 'memory':
-    memory = f'memory {memory}'
-  axes.set_title(f'{memory}: {norm_of.replace("_", " ")}')
+    axes.plot(
+      *points[layer], color=color, linewidth=1.4, label=f'layer {layer}'
+    )
+  if not named:
+    return
   if len(layers) > 6:
     beside = axes.inset_axes((1.03, 0, 0.025, 1))
     bar = axes.figure.colorbar(cm.ScalarMappable(norm, palette), cax=beside)
@@ -125,13 +130,13 @@ def _draw_layers(axes, records, quantity: str, names, x_name: str) -> None:
     axes.legend(loc='upper left', bbox_to_anchor=(1, 1), **_LEGEND)
 
 
-def _style(axes, x_name: str) -> None:
+def _style(axes, x_label: str) -> None:
   """Gives a panel the colours, the grid and the x axis that all have.
 
   The x axis is named below the panels of the last row alone.
   """
   if axes.get_subplotspec().is_last_row():
-    axes.set_xlabel(x_name if x_name == 'tokens' else 'steps', color=_INK)
+    axes.set_xlabel(x_label, color=_INK)
   axes.yaxis.label.set_color(_INK)
   axes.title.set(color=_INK, fontsize=9)
   axes.yaxis.label.set_fontsize(9)
@@ -204,7 +209,7 @@ def draw_curves(
     if axes is panels[0]:
       _draw_yardsticks(axes, yardsticks or {})
     axes.legend(**_LEGEND)
-    _style(axes, x_name)
+    _style(axes, x_name if x_name == 'tokens' else 'steps')
   return _save(picture, pathlib.Path(workdir) / 'curves.png')
 
 
@@ -230,6 +235,11 @@ def draw_memories(workdir: str | os.PathLike[str]) -> pathlib.Path | None:
   if not quantities:
     return None
   x_name = 'tokens' if 'tokens' in keys else 'step'
+
+  def of_layer(name: str) -> tuple[np.ndarray, np.ndarray]:
+    x, y = _series(records, 'train', name, x_name)
+    return (x, y) if x.size else _series(records, 'eval', name, x_name)
+
   # Memories from top to bottom; what a memory holds is left of what it writes.
   memories = sorted({name.split('/')[0] for name in quantities})
   kinds = sorted({name.split('/')[1] for name in quantities})
@@ -239,7 +249,78 @@ def draw_memories(workdir: str | os.PathLike[str]) -> pathlib.Path | None:
   )
   for row, memory in zip(panels, memories, strict=True):
     for axes, kind in zip(row, kinds, strict=True):
-      name = f'{memory}/{kind}'
-      _draw_layers(axes, records, name, quantities[name], x_name)
-      _style(axes, x_name)
+      names = quantities[f'{memory}/{kind}']
+      _draw_layers(
+        axes, {layer: of_layer(name) for layer, name in names.items()}
+      )
+      axes.set_title(f'{_title(memory)}: {kind.replace("_", " ")}')
+      _style(axes, x_name if x_name == 'tokens' else 'steps')
   return _save(picture, pathlib.Path(workdir) / 'memories.png')
+
+
+# Points of a curve at most: inner losses vary from token to token.
+_SPANS = 64
+
+
+def _means(y: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(x, means) of y [t] over spans of positions; those without tokens are out.
+
+  Args:
+    y: A value for each position.
+    counts: [t], the tokens that it is of.
+  """
+  span = -(-len(y) // _SPANS)
+  edges = np.arange(0, len(y), span)
+  total = np.add.reduceat(counts, edges)
+  sums = np.add.reduceat(np.where(counts > 0, y * counts, 0), edges)
+  centres = np.add.reduceat(np.arange(len(y)) * counts, edges)
+  seen = total > 0
+  return centres[seen] / total[seen], sums[seen] / total[seen]
+
+
+def draw_inner_losses(
+  workdir: str | os.PathLike[str],
+) -> pathlib.Path | None:
+  """Draws `<workdir>/inner_losses.png`: each memory's own loss by position.
+
+  A panel for each memory and a curve for each layer, from inner_losses.json. Of
+  an odd number of panels the first is wide.
+
+  Args:
+    workdir: Directory of the run.
+
+  Returns:
+    The path of the picture; None where the run measured no memories.
+  """
+  path = pathlib.Path(workdir) / 'inner_losses.json'
+  if not path.exists():
+    return None
+  content = json.loads(path.read_text())
+  counts = np.array(content['tokens'], np.float64)
+  points: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+  for name, values in content['by_position'].items():
+    memory, _, layer = name.split('/')
+    of_memory = points.setdefault(memory, {})
+    of_memory[int(layer.removeprefix('layer_'))] = _means(
+      np.array(values, np.float64), counts
+    )
+  memories = sorted(points, key=lambda name: (name != 'memory', name))
+  odd = [memories[0]] * (len(memories) % 2)
+  grid = np.array(odd + memories).reshape(-1, 2).tolist()
+  picture = _new_picture(0.6 + 2 * len(grid))
+  panels = picture.subplot_mosaic(grid, sharex=True)
+  for memory in memories:
+    axes = panels[memory]
+    _draw_layers(axes, points[memory], named=memory == grid[0][1])
+    axes.set_title(_title(memory))
+    _style(axes, 'tokens read before, of the same sequence')
+    axes.tick_params(labelbottom=True)
+  picture.suptitle(
+    'A memory that learns within a sequence: its own loss falls as it reads\n'
+    '(in steps, as the gradients of a chunk are taken at the state at its '
+    'start)',
+    color=_INK,
+    fontsize=9,
+  )
+  picture.supylabel('inner loss on held-out data', color=_INK, fontsize=9)
+  return _save(picture, path.with_suffix('.png'))

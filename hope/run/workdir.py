@@ -43,6 +43,7 @@ _FOLDERS = ('checkpoints', 'tensorboard')
 _FILES = (
   *('config.json', 'metrics.jsonl', 'timing.jsonl', 'tokenizer.json'),
   *('results.json', 'sample.txt', 'curves.png', 'memories.png'),
+  *('inner_losses.json', 'inner_losses.png'),
 )
 # Letters of the longest name below `checkpoints`, folders included.
 _LONGEST = 140

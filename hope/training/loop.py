@@ -144,6 +144,7 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
       progress.note(f'Going on from the checkpoint of step {start}.')
     pending: tuple[int, Any, Any] | None = None
     result: dict[str, float] | None = None
+    inner: heldout.InnerLosses | None = None
     evaluated = start
 
     def settle() -> None:
@@ -178,11 +179,12 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
         settle()
         pending = None
         with progress.pause('evaluation'), watchdog.patient():
-          result = heldout.evaluate(
+          result, inner = heldout.evaluate(
             evaluate, state.params, batches, bytes_per_token
           )
         evaluated = number
-        writer.write(number, 'eval', result | {'tokens': number * tokens})
+        values = result | {'tokens': number * tokens} | inner.means()
+        writer.write(number, 'eval', values)
         progress.note(
           f'held out at step {number}: '
           + '  '.join(f'{k} {v:.4f}' for k, v in result.items())
@@ -218,11 +220,13 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
       return False
 
   if result is None:  # a finished run was started again
-    result = heldout.evaluate(evaluate, state.params, batches, bytes_per_token)
+    result, inner = heldout.evaluate(
+      evaluate, state.params, batches, bytes_per_token
+    )
   text = _sample(config, data, graph, state.params, mesh)
   if leader:
     with full_disk_explained('the results'):
-      _conclude(config, files, data, text, result, steps)
+      _conclude(config, files, data, text, result, inner, steps)
   multihost.wait_for_all('end')
   return True
 
@@ -250,10 +254,10 @@ def _sample(config, data, graph, params, mesh) -> str | None:
 _SAMPLE_LINES = 10
 
 
-def _conclude(config, files, data, text, result, steps) -> None:
+def _conclude(config, files, data, text, result, inner, steps) -> None:
   """Keeps results, sample and pictures, then prints what fits one screen."""
   # Here, as it imports matplotlib, for which a start would wait.
-  from hope.run.curves import draw_curves, draw_memories
+  from hope.run.curves import draw_curves, draw_inner_losses, draw_memories
 
   marks = baselines.of_data(data)
   (files.local / 'results.json').write_text(
@@ -263,7 +267,13 @@ def _conclude(config, files, data, text, result, steps) -> None:
   if text is not None:
     (files.local / 'sample.txt').write_text(text, encoding='utf-8')
     names.append('sample.txt')
-  pictures = [draw_curves(files.local, marks), draw_memories(files.local)]
+  if inner.by_position:
+    (files.local / 'inner_losses.json').write_text(json.dumps(inner.to_dict()))
+  pictures = [
+    draw_curves(files.local, marks),
+    draw_memories(files.local),
+    draw_inner_losses(files.local),
+  ]
   names += [picture.name for picture in pictures if picture]
   files.push()
 

@@ -12,7 +12,8 @@ import ml_collections
 import optax
 
 from hope import blocks
-from hope.loss import loss_and_metrics
+from hope.evaluation.heldout import Sums
+from hope.loss import loss_and_metrics, with_inner_losses
 from hope.model import Hope
 from hope.optimizer import make_optimizer, needs_inputs
 from hope.parallel import devices, placement
@@ -238,11 +239,12 @@ def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def eval_step(graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
-  """Returns the compiled evaluation: (params, batch) -> sums and weight."""
+  """Returns the compiled evaluation: (params, batch) -> `heldout.Sums`."""
 
   def step(params, batch):
-    _, sums = loss_and_metrics(nnx.merge(graph, params), batch)
-    return sums | {'weight': batch['weights'].sum()}
+    metrics, losses, counts = with_inner_losses(nnx.merge(graph, params), batch)
+    weight = batch['weights'].sum()
+    return Sums(metrics['loss'], metrics['accuracy'], weight, losses, counts)
 
   return jax.jit(
     _on(mesh, step),

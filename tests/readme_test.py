@@ -24,6 +24,7 @@ PAGES = (
   'docs/equations.md',
   'docs/running.md',
   'experiments/README.md',
+  'launch/README.md',
 )
 # Letters of a line, but for tables, programs and what cannot be broken.
 LONGEST = 100
@@ -95,6 +96,7 @@ def test_inner_learning_of_the_page(capsys):
 def commands(page: str) -> list[list[str]]:
   """The commands of a page that name an experiment, in words."""
   text = '\n'.join(blocks(page, 'bash')).replace('\\\n', ' ')
+  text = re.sub(r'--config=(FILE|\.\.\.)', '', text)
   lines = [shlex.split(line, comments=True) for line in text.splitlines()]
   return [x for x in lines if any(w.startswith('--config=') for w in x)]
 

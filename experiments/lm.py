@@ -12,7 +12,8 @@ fsdp, seq, tensor.
 
 The paper trains 760M on 30B and 1.3B on 100B tokens of FineWeb-Edu (Wiki
 perplexity 18.68 and 14.39); batches of 0.5M tokens, length 4,096, vocabulary
-32K. Hardware: a v5e-256 or v5p-64 slice; never run there, see the README.
+32K. Hardware: a v5e-256 or v5p-64 slice; never run there, but compiled for it
+(`experiments/README.md`).
 """
 
 from hope.config import base_config, parse_arg

@@ -15,6 +15,26 @@ once, in three ways:
 
 Results are kept by run in WORKDIR/results.json; a run that is there is not
 trained again. Half an hour on two cores.
+
+Bits per byte with the option off and on: mean (seed 0, seed 1), with the order
+of documents before 2026-11-27:
+
+  rows of 256
+    short, alone    off 2.633 (2.650 2.616)   on 2.620 (2.633 2.607)
+    short, reset    off 2.644                 on 2.630
+    short, crossed  off 2.645 (2.660 2.629)   on 2.639 (2.653 2.624)
+    long, alone     off 2.856 (2.905 2.807)   on 2.855 (2.900 2.810)
+    long, reset     off 2.866                 on 2.864
+    long, crossed   off 2.864                 on 2.863
+  rows of 1,024
+    short, alone    off 2.736 (2.722 2.751)   on 2.733 (2.717 2.749)
+    short, crossed  off 2.739                 on 2.756
+    long, alone     off 2.960 (2.970 2.950)   on 2.965 (2.982 2.948)
+    long, crossed   off 2.964                 on 2.968
+
+Differences are within 0.02 and smaller than those between seeds, so the default
+stays False: states cross documents, and nothing is padded. The option is for
+those who want documents to be independent.
 """
 
 import ast

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from readme_test import blocks
 
 import hope
 from hope import data as data_lib
@@ -282,6 +283,22 @@ def test_what_cannot_be_is_a_line(model, act, message):
   with pytest.raises(ValueError, match=message) as error:
     act(model)
   assert '\n' not in str(error.value)
+
+
+def test_the_readme_loads_a_run_that_learns(
+  home, tmp_path, monkeypatch, capsys
+):
+  (program,) = blocks('README.md', 'python')
+  (tmp_path / 'runs').mkdir()
+  (tmp_path / 'runs' / 'smoke').symlink_to(home / 'run')
+  monkeypatch.chdir(tmp_path)
+  names: dict[str, Any] = {}
+  exec(program, names)
+  fresh, after, *written = capsys.readouterr().out.splitlines()
+  assert fresh != after
+  assert written[0].startswith('def ')
+  state = names['model'].load_state('read.npz')
+  jax.tree.map(np.testing.assert_array_equal, state, names['state'])
 
 
 def test_options_are_checked_before_anything_is_loaded(tmp_path):

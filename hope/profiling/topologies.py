@@ -53,7 +53,7 @@ def open_topology(name: str, gpu_target: str = '') -> tuple[Chip, list[Any]]:
       raise ValueError(
         f'--topology={name} needs --gpu_target=FILE, the GpuTargetConfigProto '
         f'of such a GPU as text, and {gpu_target!r} is no file. A machine that '
-        'has one writes it: README.md says how.'
+        'has one writes it: experiments/README.md says how.'
       )
     return CHIPS['h100'], _open(
       name,

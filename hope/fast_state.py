@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hope.sampling import PIECE, decode, fresh, prefill
+from hope.sampling import PIECE, Draw, decode, fresh, prefill
 
 
 class FastState(NamedTuple):
@@ -65,6 +65,7 @@ def read(
     tokens: int32 [b, t].
     state: before them; its arrays are used up.
   """
+  nothing = Draw(jax.random.key(0), np.float32(0), np.int32(0))
   for piece, count in _pieces(tokens):
     if count == PIECE:
       logits, memories = prefill(graph, params, piece, state.memories)
@@ -75,11 +76,9 @@ def read(
         state.logits,
         state.memories,
         piece,
-        count,
-        count,
-        jax.random.key(0),  # nothing is drawn
-        np.float32(0),
-        np.int32(0),
+        given=count,
+        count=count,
+        draw=nothing,
       )
     state = FastState(memories, logits)
   return state

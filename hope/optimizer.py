@@ -307,7 +307,10 @@ def make_rule(
   ratio = 1.0
   if name != o.name and o.other_learning_rate is not None:
     ratio = o.other_learning_rate / o.learning_rate
-  rate = lambda count: ratio * schedule((count + 1) * steps - 1)
+
+  def rate(count):
+    return ratio * schedule((count + 1) * steps - 1)
+
   table = parameters(config)
   rule = _make(
     name,

@@ -7,7 +7,7 @@ serves short prompts.
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -80,7 +80,7 @@ def sample(
 ) -> jax.Array:
   """Draws a token from logits [b, v]; returns int32 [b].
 
-  Temperature and top_k are values: none of them needs a compilation.
+  Temperature and top_k are traced: other values need no compilation.
 
   Args:
     logits: [b, v].
@@ -110,6 +110,20 @@ def prefill(
   return logits[:, -1], state
 
 
+class Draw(NamedTuple):
+  """How tokens are drawn; see `sample`.
+
+  Attributes:
+    key: of jax.random; token i of a text is drawn with `fold_in(key, i)`.
+    temperature: of the softmax; 0 takes the most likely token.
+    top_k: number of candidates; 0: all.
+  """
+
+  key: jax.Array
+  temperature: jax.Array | np.float32
+  top_k: jax.Array | np.int32
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def decode(
   graph: nnx.GraphDef,
@@ -117,11 +131,10 @@ def decode(
   logits: jax.Array,
   state: Any,
   tokens: jax.Array,
+  *,
   given: jax.Array | int,
   count: jax.Array | int,
-  key: jax.Array,
-  temperature: jax.Array | float,
-  top_k: jax.Array | int,
+  draw: Draw,
 ) -> tuple[jax.Array, jax.Array, Any]:
   """Takes tokens one by one: some that are given, then some that are drawn.
 
@@ -133,9 +146,7 @@ def decode(
     tokens: int32 [b, t], of which the first `given` count.
     given: how many are given; if negative, so many were drawn before.
     count: how many are taken in all, at most t.
-    key: of the draws; the same one at every call.
-    temperature: as in `sample`.
-    top_k: as in `sample`.
+    draw: how the others are drawn; the same at every call of a text.
 
   Returns:
     (tokens int32 [b, t] with what was drawn, logits [b, v] of the one after
@@ -145,9 +156,8 @@ def decode(
 
   def take(place, carry):
     logits, state, tokens = carry
-    drawn = sample(
-      logits, jax.random.fold_in(key, place - given), temperature, top_k
-    )
+    key = jax.random.fold_in(draw.key, place - given)
+    drawn = sample(logits, key, draw.temperature, draw.top_k)
     token = jnp.where(place < given, tokens[:, place], drawn)
     logits, state = model(token[:, None], state)
     return logits[:, -1], state, tokens.at[:, place].set(token)
@@ -212,7 +222,7 @@ def generate(
   taken = np.zeros((batch, length - whole + tokens), np.int32)
   given = length - whole
   taken[:, :given] = prompt[:, whole:]
-  key = jax.random.key(seed)
+  draw = Draw(jax.random.key(seed), np.float32(temperature), np.int32(top_k))
   for start in range(0, taken.shape[1], PIECE):
     piece = taken[:, start : start + PIECE]
     done, logits, state = decode(
@@ -221,11 +231,9 @@ def generate(
       logits,
       state,
       np.pad(piece, ((0, 0), (0, PIECE - piece.shape[1]))),
-      given - start,
-      piece.shape[1],
-      key,
-      np.float32(temperature),
-      np.int32(top_k),
+      given=given - start,
+      count=piece.shape[1],
+      draw=draw,
     )
     piece[:] = np.asarray(done)[:, : piece.shape[1]]
   return taken[:, given:]

@@ -8,29 +8,6 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Rooms whose named lambdas are counted, with a bar for each.
-LAMBDA_ROOMS = (
-  'hope/layers',
-  'hope/memory',
-  'hope/memory/kernels',
-  'hope/tasks',
-  'optimizers',
-)
-# Rooms whose positional parameters, positional records and docstrings are held.
-ROOMS = (
-  'hope/data',
-  'hope/evaluation',
-  'hope/feedforward',
-  'hope/layers',
-  'hope/memory',
-  'hope/memory/kernels',
-  'hope/parallel',
-  'hope/profiling',
-  'hope/run',
-  'hope/tasks',
-  'hope/training',
-  'optimizers',
-)
 LAMBDAS_PER_1000_LINES = 4
 MAX_POSITIONAL = 8
 MAX_POSITIONAL_FIELDS = 4
@@ -126,12 +103,7 @@ def found(room: str, rule) -> list[str]:
   ]
 
 
-def test_rooms_exist():
-  missing = {*ROOMS, *LAMBDA_ROOMS} - {*rooms()}
-  assert not missing
-
-
-@pytest.mark.parametrize('room', LAMBDA_ROOMS)
+@pytest.mark.parametrize('room', rooms())
 def test_named_lambdas(room):
   places = found(room, named_lambdas)
   lines = sum(
@@ -140,7 +112,7 @@ def test_named_lambdas(room):
   assert len(places) <= LAMBDAS_PER_1000_LINES * lines / 1000, places
 
 
-@pytest.mark.parametrize('room', ROOMS)
+@pytest.mark.parametrize('room', rooms())
 @pytest.mark.parametrize(
   'rule', [long_signatures, positional_records, undocumented]
 )

@@ -316,11 +316,11 @@ class SelfReferentialTitans(nnx.Module):
     if self.options.self_modifying:
       projections = self._initial(self._generators(), batch)
     return TitansState(
-      self.conv.init_state(batch),
-      projections,
-      jnp.int32(0),
-      self._initial(self.memory.kernels(), batch),
-      jnp.int32(0),
+      conv=self.conv.init_state(batch),
+      projections=projections,
+      projection_position=jnp.int32(0),
+      memory=self._initial(self.memory.kernels(), batch),
+      memory_position=jnp.int32(0),
     )
 
   def __call__(
@@ -367,7 +367,13 @@ class SelfReferentialTitans(nnx.Module):
     y = self.output(placement.constrain(y, 'hidden'))
     end = None if spoiled is None else spoiled[:, -1]
     conv, projections, memory = finite.spoil((conv, projections, memory), end)
-    state = TitansState(conv, projections, position, memory, memory_position)
+    state = TitansState(
+      conv=conv,
+      projections=projections,
+      projection_position=position,
+      memory=memory,
+      memory_position=memory_position,
+    )
     return finite.spoil(y, spoiled), state
 
   def _generate(self, kernels, biases, x):

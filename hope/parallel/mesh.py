@@ -163,6 +163,13 @@ def check_sizes(config: Config, sizes: Iterable[Divided]) -> None:
       )
 
 
+def _slice_of(device: jax.Device) -> int:
+  """The slice of a device: on CPUs a process stands for one, on GPUs a node."""
+  if device.platform == 'cpu':
+    return device.process_index
+  return getattr(device, 'slice_index', 0)
+
+
 def make_mesh(
   config: Config, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
@@ -182,12 +189,9 @@ def make_mesh(
   devices = devices[: math.prod(sizes.values())]
   slices, on_cpu = config.mesh.slices, devices[0].platform == 'cpu'
   on_tpu = devices[0].platform == 'tpu'
-  # On CPUs a process stands for a slice, on GPUs a node is one. Only TPUs have
-  # to be told of their slices: the other networks join all devices alike.
-  slice_of = lambda d: (
-    d.process_index if on_cpu else getattr(d, 'slice_index', 0)
-  )
-  found = len({slice_of(device) for device in devices})
+  found = len({_slice_of(device) for device in devices})
+  # Only a TPU's number of slices must be stated: the networks of CPUs and GPUs
+  # join all devices alike.
   if slices != found and (on_tpu or slices > 1):
     raise ValueError(
       f'mesh.slices={slices}, but the devices are in {found}; try mesh.slices='

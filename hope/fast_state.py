@@ -87,7 +87,7 @@ def read(
 def predict(
   graph: nnx.GraphDef, params: Any, tokens: np.ndarray, state: FastState
 ) -> tuple[jax.Array, FastState]:
-  """Reads tokens; returns (logits float32 [b, t, v], the state after them).
+  """Reads tokens [b, t]; returns (logits float32 [b, t, v], the state).
 
   Row i is the prediction of token i + 1. Arguments are those of `read`.
   """
@@ -102,10 +102,9 @@ def predict(
 def score(
   graph: nnx.GraphDef, params: Any, tokens: np.ndarray, state: FastState
 ) -> tuple[Scores, FastState]:
-  """Reads tokens; returns (how well each was predicted, the state after them).
+  """Reads tokens [b, t]; returns (how well each was predicted, the state).
 
-  The first one is predicted by the state's logits. Arguments are those of
-  `read`.
+  The state's logits predict the first one. Arguments are those of `read`.
   """
 
   def to_host(logits, before, piece):

@@ -170,7 +170,11 @@ class Module(Protocol):
   def __call__(
     self, x: jax.Array, state: Any, starts: jax.Array | None
   ) -> tuple[jax.Array, Any]:
-    """Maps x [b, t, width]; returns (y [b, t, width], state)."""
+    """Maps x [b, t, width]; returns (y [b, t, width], state).
+
+    `starts`, bool [b, t], is True at the first token of a document; None:
+    nowhere.
+    """
 
 
 class Divided(NamedTuple):

@@ -84,7 +84,7 @@ def sample(
 
   Args:
     logits: [b, v].
-    key: of jax.random.
+    key: [], of jax.random.
     temperature: finite, not negative; 0, or less than float32 can divide by,
       takes the most likely token.
     top_k: number of candidates, ties with the last of them included; 0: all.
@@ -105,7 +105,17 @@ def sample(
 def prefill(
   graph: nnx.GraphDef, params: Any, prompt: jax.Array, state: Any = None
 ) -> tuple[jax.Array, Any]:
-  """Reads prompts int32 [b, t]; returns (logits of the next token, state)."""
+  """Reads a prompt, int32 [b, t], in one piece.
+
+  Args:
+    graph: structure of the model.
+    params: its parameters.
+    prompt: int32 [b, t].
+    state: before it, whose arrays are used up; None: the sequence starts here.
+
+  Returns:
+    (logits [b, v] of the next token, state).
+  """
   logits, state = nnx.merge(graph, params)(prompt, state, last_only=True)
   return logits[:, -1], state
 
@@ -114,7 +124,7 @@ class Draw(NamedTuple):
   """How tokens are drawn; see `sample`.
 
   Attributes:
-    key: of jax.random; token i of a text is drawn with `fold_in(key, i)`.
+    key: [], of jax.random; draw i of a text uses `fold_in(key, i)`.
     temperature: of the softmax; 0 takes the most likely token.
     top_k: number of candidates; 0: all.
   """
@@ -199,8 +209,8 @@ def generate(
     temperature: of the softmax; 0 takes the most likely token.
     top_k: number of candidates; 0: all.
     seed: the same seed gives the same text.
-    before: (logits, state) that the prompt goes on from, whose arrays are used
-      up; None: it starts the sequence.
+    before: (logits [b, v], state) that the prompt goes on from, whose arrays
+      are used up; None: it starts the sequence.
 
   Returns:
     int32 [b, tokens].

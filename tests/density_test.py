@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterator
 import functools
 import pathlib
+import re
 
 import pytest
 
@@ -81,6 +82,42 @@ def positional_records(tree: ast.Module) -> Iterator[str]:
         yield f'{node.lineno}: {name}'
 
 
+def _is_array(annotation: ast.expr | None) -> bool:
+  """Whether an annotation is an array, or a tuple of arrays, but no scalar."""
+  text = '' if annotation is None else ast.unparse(annotation)
+  others = 'int', 'float', 'Callable', 'dict', 'Mapping'
+  return bool(re.search(r'jax\.Array\b|np\.ndarray', text)) and not any(
+    word in text for word in others
+  )
+
+
+def _public_functions(
+  body: list[ast.stmt], prefix: str = ''
+) -> Iterator[tuple[str, ast.FunctionDef]]:
+  """Public functions and methods, and `__call__`, with their names."""
+  for node in body:
+    if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+      yield from _public_functions(node.body, f'{prefix}{node.name}.')
+    elif isinstance(node, ast.FunctionDef):
+      if not node.name.startswith('_') or node.name == '__call__':
+        yield prefix + node.name, node
+
+
+def shapeless(tree: ast.Module) -> Iterator[str]:
+  """Arrays that a public function takes, without a shape in its docstring.
+
+  A shape, in brackets, is to follow the parameter's name within a line or so.
+  """
+  for name, node in _public_functions(tree.body):
+    text = ' '.join((ast.get_docstring(node) or '').split())
+    arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+    for argument in (x for x in arguments if _is_array(x.annotation)):
+      if not re.search(rf'\b{argument.arg}\b.{{0,90}}\[', text):
+        yield f'{node.lineno}: {argument.arg} of {name}'
+    if _is_array(node.returns) and '[' not in text:
+      yield f'{node.lineno}: what {name} returns'
+
+
 def undocumented(tree: ast.Module) -> Iterator[str]:
   """Public functions, classes and methods without a docstring."""
   body = [(node, '') for node in tree.body]
@@ -114,7 +151,7 @@ def test_named_lambdas(room):
 
 @pytest.mark.parametrize('room', rooms())
 @pytest.mark.parametrize(
-  'rule', [long_signatures, positional_records, undocumented]
+  'rule', [long_signatures, positional_records, shapeless, undocumented]
 )
 def test_finds_nothing(rule, room):
   assert not found(room, rule)

@@ -148,10 +148,11 @@ def constrain(x: Any, kind: str) -> Any:
 
 
 def by_head(x: jax.Array) -> jax.Array:
-  """Exchanges tokens for heads: [b, t, heads x their width].
+  """Reshards x [b, t, heads x their width]: split by token, then by head.
 
-  Each device computes its tokens and sends what others need of them. Without
-  the first constraint the compiler gathers what they are computed from.
+  Each device computes its own tokens, then an all-to-all exchanges tokens for
+  heads. Without the first constraint the compiler all-gathers the inputs that
+  x is computed from.
   """
   return constrain(constrain(x, 'hidden'), 'heads')
 

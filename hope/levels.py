@@ -85,9 +85,9 @@ def _slow(config: ml_collections.FrozenConfigDict) -> list[Level]:
   return levels + _optimizer(config)
 
 
-# The memories of a rule, by its name in `hope.optimizer`: component,
-# objective or what it averages, and updates of its level per update of the
-# memory. `{x}` is the argument x of the rule.
+# The memories of each rule of `hope.optimizer`: component, objective (or what
+# it averages), and updates of the parameters per update of the memory. `{x}` is
+# the argument x of the rule.
 _MEMORIES: dict[str, tuple[tuple[str, str, str], ...]] = {
   'adamw': (
     ('AdamW first moment', '{b1}-decayed mean of g', '1'),

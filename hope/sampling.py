@@ -1,8 +1,8 @@
 """Drawing tokens from a model.
 
-A prompt is read in pieces of one length, and what is left over one by one, as
-tokens are drawn: two programs serve prompts and texts of every length, and one
-serves short prompts.
+A prompt is read in pieces of PIECE tokens. What remains of it is read token by
+token, by the program that also draws tokens. So two compiled programs serve
+prompts and texts of every length, and short prompts need only one.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ import numpy as np
 
 from hope.fields import SEED, Field, declared, field
 
-if TYPE_CHECKING:  # slow to import, and a configuration needs it not
+if TYPE_CHECKING:  # slow to import, and configurations do not need it
   from hope.data.tokenization import Tokenizer
 
-# Tokens of a prompt that are read at once, and the most that one call draws.
+# Tokens of a prompt that are read at once; `decode` takes no more in a call.
 PIECE = 256
-# A lower temperature is 0: logits over it are not finite.
+# A lower temperature counts as 0: logits divided by it overflow.
 _COLDEST = float(jnp.finfo(jnp.float32).tiny)
 
 
@@ -92,7 +92,7 @@ def sample(
   v = logits.shape[-1]
   last = jnp.where(top_k > 0, jnp.minimum(top_k, v), v) - 1
   least = jnp.take(jnp.sort(logits, descending=True), last, axis=-1)
-  # The largest is 0 at any temperature; the others may overflow to -inf.
+  # The largest logit is 0 at any temperature; others may overflow to -inf.
   scaled = logits - logits.max(axis=-1, keepdims=True)
   scaled /= jnp.maximum(temperature, _COLDEST)
   scaled = jnp.where(logits < least[..., None], -jnp.inf, scaled)
@@ -111,7 +111,7 @@ def prefill(
     graph: structure of the model.
     params: its parameters.
     prompt: int32 [b, t].
-    state: before it, whose arrays are used up; None: the sequence starts here.
+    state: before it, whose arrays are donated; None: the sequence starts here.
 
   Returns:
     (logits [b, v] of the next token, state).
@@ -146,7 +146,7 @@ def decode(
   count: jax.Array | int,
   draw: Draw,
 ) -> tuple[jax.Array, jax.Array, Any]:
-  """Takes tokens one by one: some that are given, then some that are drawn.
+  """Feeds tokens one by one to the model: given ones, then drawn ones.
 
   Args:
     graph: structure of the model.
@@ -154,13 +154,13 @@ def decode(
     logits: [b, v], of the first token.
     state: before it.
     tokens: int32 [b, t], of which the first `given` count.
-    given: how many are given; if negative, so many were drawn before.
-    count: how many are taken in all, at most t.
+    given: number of tokens that are given; -n where earlier calls drew n.
+    count: number of tokens that are fed in all, at most t.
     draw: how the others are drawn; the same at every call of a text.
 
   Returns:
-    (tokens int32 [b, t] with what was drawn, logits [b, v] of the one after
-    them, state).
+    (tokens int32 [b, t] with the drawn ones filled in, logits [b, v] of the
+    token after them, state).
   """
   model = nnx.merge(graph, params)
 
@@ -180,7 +180,7 @@ def decode(
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def fresh(graph: nnx.GraphDef, params: Any, batch: int) -> tuple[Any, Any]:
-  """(logits, state) before the first token; the logits mean nothing."""
+  """Returns (zeros [batch, v] in place of logits, the initial state)."""
   model = nnx.merge(graph, params)
   state = model.init_state(batch)
   token = jax.ShapeDtypeStruct((batch, 1), jnp.int32)
@@ -210,7 +210,7 @@ def generate(
     top_k: number of candidates; 0: all.
     seed: the same seed gives the same text.
     before: (logits [b, v], state) that the prompt goes on from, whose arrays
-      are used up; None: it starts the sequence.
+      are donated; None: the prompt starts the sequence.
 
   Returns:
     int32 [b, tokens].

@@ -2,8 +2,8 @@
 
 Every memory of {k, v, eta, alpha, memory} (and q by option) is a residual MLP
 that learns, token by token, the pairs (k, M(v)) by rule (A) of
-`hope.memory.rule`. The paper's letter is chunk sizes of 1 and
-`anchor='zero'`.
+`hope.memory.rule`. With chunk sizes of 1, `anchor='zero'` and no bounds (see
+the deviations below) it is the paper's to the letter.
 
 Choice: the inputs of the k, v, eta, alpha and q memories are L2-normalised per
 head, like k, v and q themselves, so that every memory reads unit vectors, at
@@ -333,7 +333,7 @@ class SelfReferentialTitans(nnx.Module):
 
     Args:
       x: [b, t, width].
-      state: what the piece before left; None: the sequence starts here.
+      state: returned for the previous piece; None: the sequence starts here.
       starts: bool [b, t], True where a document starts, at a block's first
         place (`stream.run`); None: nowhere.
 

@@ -2,9 +2,9 @@
 
 Axes, outermost first:
 
-  data    rows of a batch; parameters are copied along it
-  fsdp    rows of a batch too; parameters and optimizer state are split along it
-          and a layer's are gathered when it is computed
+  data    rows of a batch; parameters are replicated along it
+  fsdp    rows of a batch too; parameters and optimizer state are sharded along
+          it, and a layer's are all-gathered when the layer is computed
   seq     tokens of a row between the mixers, heads within them
   tensor  heads of a mixer, hidden units of a level
 
@@ -86,8 +86,8 @@ def shape(
   Args:
     config: with the fields `mesh`, `data.batch_size` and `train.accumulate`.
     count: devices.
-    partly: whether devices may be left out where `mesh.data` is None and the
-      batch does not divide over all.
+    partly: whether devices may stay unused if `mesh.data` is None and the batch
+      does not divide over all of them.
 
   Raises:
     ValueError: if the axes do not multiply to the devices, or the batch does
@@ -95,7 +95,7 @@ def shape(
   """
   sizes = {axis: config.mesh[axis] for axis in AXES}
   slices, rows = config.mesh.slices, config.data.batch_size
-  parts = max(config.train.accumulate, 1)  # what is less is refused later
+  parts = max(config.train.accumulate, 1)  # a lower one is refused later
   rows //= parts
   for axis in (*AXES[1:], 'slices'):
     if config.mesh[axis] < 1:
@@ -219,9 +219,9 @@ def one_device() -> Mesh:
 
 
 def _parts(mesh: Mesh) -> tuple[np.ndarray, int]:
-  """The parts of a batch that this process's devices hold, and those of all.
+  """(shards of a batch on this process's devices, number of all shards).
 
-  A host of a TPU is a block of the torus: its parts need not be neighbours.
+  A host of a TPU is a block of the torus: its shards need not be neighbours.
   """
   count = math.prod(mesh.shape[axis] for axis in BATCH)
   owner = np.vectorize(lambda device: device.process_index)(mesh.devices)

@@ -103,19 +103,27 @@ def _public_functions(
         yield prefix + node.name, node
 
 
-def shapeless(tree: ast.Module) -> Iterator[str]:
-  """Arrays that a public function takes, without a shape in its docstring.
+def _states_shape(node: ast.FunctionDef | ast.ClassDef, name: str) -> bool:
+  """Whether brackets follow a name in a docstring, within a line or so."""
+  text = ' '.join((ast.get_docstring(node) or '').split())
+  return re.search(rf'\b{name}\b.{{0,90}}\[', text) is not None
 
-  A shape, in brackets, is to follow the parameter's name within a line or so.
-  """
+
+def shapeless(tree: ast.Module) -> Iterator[str]:
+  """Arrays of public functions and records without a shape in the docstring."""
   for name, node in _public_functions(tree.body):
-    text = ' '.join((ast.get_docstring(node) or '').split())
     arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
     for argument in (x for x in arguments if _is_array(x.annotation)):
-      if not re.search(rf'\b{argument.arg}\b.{{0,90}}\[', text):
+      if not _states_shape(node, argument.arg):
         yield f'{node.lineno}: {argument.arg} of {name}'
-    if _is_array(node.returns) and '[' not in text:
+    if _is_array(node.returns) and '[' not in (ast.get_docstring(node) or ''):
       yield f'{node.lineno}: what {name} returns'
+  for node in tree.body:
+    if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+      for field in (x for x in node.body if isinstance(x, ast.AnnAssign)):
+        name = ast.unparse(field.target)
+        if _is_array(field.annotation) and not _states_shape(node, name):
+          yield f'{field.lineno}: {name} of {node.name}'
 
 
 def undocumented(tree: ast.Module) -> Iterator[str]:

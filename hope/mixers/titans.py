@@ -149,7 +149,7 @@ class TitansState(NamedTuple):
     projection_position: int32 [] or, where documents have started, [b], tokens
       since their chunk began; None: zero, statically.
     memory: mlp.State of `memory`.
-    memory_position: the same for `memory`.
+    memory_position: int32 [] or [b], the same for `memory`.
   """
 
   conv: jax.Array

@@ -75,8 +75,8 @@ def check_tokens(what: str, tokens: np.ndarray, params: Any) -> None:
 def sample(
   logits: jax.Array,
   key: jax.Array,
-  temperature: jax.Array | float,
-  top_k: jax.Array | int,
+  temperature: jax.Array | np.float32 | float,
+  top_k: jax.Array | np.int32 | int,
 ) -> jax.Array:
   """Draws a token from logits [b, v]; returns int32 [b].
 
@@ -130,8 +130,8 @@ class Draw(NamedTuple):
   """
 
   key: jax.Array
-  temperature: jax.Array | np.float32
-  top_k: jax.Array | np.int32
+  temperature: jax.Array | np.float32 | float
+  top_k: jax.Array | np.int32 | int
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)

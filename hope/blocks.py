@@ -65,8 +65,8 @@ def pattern(config: Config) -> tuple[BlockSpec, ...]:
   """The blocks that repeat through the depth of a model.
 
   `model.pattern` is text: blocks with commas between, each 'mixer+feedforward'.
-  A name may be followed by options of its own, in parentheses; the others are
-  those of its section, as model.titans.
+  Options in parentheses after a name replace those of its section, such as
+  model.titans, for this block.
 
     titans+cms
     titans+cms(periods=(1, 4)), attention(max_context=128)+cms
@@ -181,7 +181,7 @@ def divided(config: Config) -> list[Divided]:
 
 
 def least_parameters(config: Config) -> int:
-  """Parameters that a resolved configuration's model has at the least."""
+  """A lower bound on the parameters of a resolved configuration's model."""
   model, specs = config.model, pattern(config)
   of_blocks = sum(
     chosen.part.least_parameters(block.sizes, chosen.options)
@@ -193,7 +193,7 @@ def least_parameters(config: Config) -> int:
 
 
 def chunks(config: Config) -> list[int]:
-  """Tokens between which a document may start: of all memories' chunks."""
+  """Chunk sizes of all memories of the model, in tokens."""
   return [
     size
     for block in pattern(config)

@@ -1,7 +1,7 @@
-"""A text that is read: its tokens change the fast state, and are predicted.
+"""Reading a text: tokens are predicted, and update the fast state.
 
-Tokens are read in pieces of one length, and what is left over one by one: the
-same few programs serve texts of every length, and memory does not grow with it.
+Tokens are read in pieces of PIECE tokens, the rest of the text token by token.
+So a few compiled programs serve texts of every length, in constant memory.
 Shapes: b streams, t tokens, v tokens of the vocabulary.
 """
 
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from hope.sampling import PIECE, decode, fresh, prefill
+from hope.sampling import PIECE, Draw, decode, fresh, prefill
 
 
 class FastState(NamedTuple):
-  """All that a model keeps of what it read; reading returns a new one.
+  """What a model keeps of the tokens it has read; reading returns a new one.
 
   Attributes:
     memories: fast weights and other states of the blocks, a pytree whose leaves
@@ -63,8 +63,9 @@ def read(
     graph: structure of the model.
     params: its parameters.
     tokens: int32 [b, t].
-    state: before them; its arrays are used up.
+    state: before them; its arrays are donated.
   """
+  nothing = Draw(jax.random.key(0), np.float32(0), np.int32(0))
   for piece, count in _pieces(tokens):
     if count == PIECE:
       logits, memories = prefill(graph, params, piece, state.memories)
@@ -75,11 +76,9 @@ def read(
         state.logits,
         state.memories,
         piece,
-        count,
-        count,
-        jax.random.key(0),  # nothing is drawn
-        np.float32(0),
-        np.int32(0),
+        given=count,
+        count=count,
+        draw=nothing,
       )
     state = FastState(memories, logits)
   return state
@@ -88,7 +87,7 @@ def read(
 def predict(
   graph: nnx.GraphDef, params: Any, tokens: np.ndarray, state: FastState
 ) -> tuple[jax.Array, FastState]:
-  """Reads tokens; returns (logits float32 [b, t, v], the state after them).
+  """Reads tokens [b, t]; returns (logits float32 [b, t, v], the state).
 
   Row i is the prediction of token i + 1. Arguments are those of `read`.
   """
@@ -103,10 +102,9 @@ def predict(
 def score(
   graph: nnx.GraphDef, params: Any, tokens: np.ndarray, state: FastState
 ) -> tuple[Scores, FastState]:
-  """Reads tokens; returns (how well each was predicted, the state after them).
+  """Reads tokens [b, t]; returns (how well each was predicted, the state).
 
-  The first one is predicted by the state's logits. Arguments are those of
-  `read`.
+  The state's logits predict the first one. Arguments are those of `read`.
   """
 
   def to_host(logits, before, piece):
@@ -125,13 +123,13 @@ def _stream(
   state: FastState,
   use: Callable[[jax.Array, jax.Array, np.ndarray], Any],
 ) -> tuple[list[Any], FastState]:
-  """Reads tokens; what `use` makes of each piece's logits, and the state.
+  """Reads tokens; returns (the results of `use` for each piece, the state).
 
   Args:
     graph: structure of the model.
     params: its parameters.
     tokens: int32 [b, t].
-    state: before them; its arrays are used up.
+    state: before them; its arrays are donated.
     use: given the logits after each token of a piece [b, n, v], those before
       its first token [b, v] and its tokens [b, n].
   """
@@ -172,7 +170,10 @@ def _each(
   count: jax.Array | int,
   state: FastState,
 ) -> tuple[jax.Array, Any]:
-  """The same, of the first `count` tokens, one by one; others' logits are 0."""
+  """`_whole` of the first `count` tokens, one by one; the others' logits are 0.
+
+  Takes tokens [b, t]; returns (logits [b, t, v], memories).
+  """
   model = nnx.merge(graph, params)
   shape = (*tokens.shape, state.logits.shape[-1])
 

@@ -85,9 +85,9 @@ def _slow(config: ml_collections.FrozenConfigDict) -> list[Level]:
   return levels + _optimizer(config)
 
 
-# The memories of a rule, by its name in `hope.optimizer`: component,
-# objective or what it averages, and updates of its level per update of the
-# memory. `{x}` is the argument x of the rule.
+# The memories of each rule of `hope.optimizer`: component, objective (or what
+# it averages), and updates of the parameters per update of the memory. `{x}` is
+# the argument x of the rule.
 _MEMORIES: dict[str, tuple[tuple[str, str, str], ...]] = {
   'adamw': (
     ('AdamW first moment', '{b1}-decayed mean of g', '1'),
@@ -131,18 +131,21 @@ def _optimizer(config: ml_collections.FrozenConfigDict) -> list[Level]:
     sizes[key] = sizes.get(key, 0) + size
   levels = []
   periods = sorted({period for period, _ in sizes})
-  suffix = lambda period: '' if len(periods) == 1 else f' ({per_step(period)})'
-  for period in periods:
+  suffixes = {
+    period: '' if len(periods) == 1 else f' ({per_step(period)})'
+    for period in periods
+  }
+  for period, suffix in suffixes.items():
     size = sum(n for (p, _), n in sizes.items() if p == period)
     if period > 1:
       levels.append(
         Level(
-          f'gradient accumulator{suffix(period)}',
-          per_step(1),
-          'mean of gradients',
-          f'{period} gradients of {size:,} parameters',
-          0,
-          'its mean, to the memories',
+          component=f'gradient accumulator{suffix}',
+          frequency=per_step(1),
+          objective='mean of gradients',
+          context=f'{period} gradients of {size:,} parameters',
+          parameters=0,
+          passes_on='its mean, to the memories',
         )
       )
   for (period, name), size in sizes.items():
@@ -154,12 +157,12 @@ def _optimizer(config: ml_collections.FrozenConfigDict) -> list[Level]:
         continue
       levels.append(
         Level(
-          component + suffix(period),
-          per_step(period * int(ratio.format(**arguments))),
-          objective.format(**arguments),
-          f'past gradients of {size:,} parameters',
-          0,
-          'the update it makes',
+          component=component + suffixes[period],
+          frequency=per_step(period * int(ratio.format(**arguments))),
+          objective=objective.format(**arguments),
+          context=f'past gradients of {size:,} parameters',
+          parameters=0,
+          passes_on='the update it makes',
         )
       )
   return levels

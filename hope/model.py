@@ -66,8 +66,7 @@ class ModelOptions:
   )
   dtype: str = field(
     'float32',
-    'Type of matmul operands. Parameters and all fast states are float32 '
-    'whatever it says.',
+    'Dtype of matmul operands. Parameters and fast states are always float32.',
     choices=('float32', 'bfloat16'),
   )
   norm_eps: float = field(
@@ -142,11 +141,11 @@ class Hope(nnx.Module):
   Layer r * p + i is repeat r of block i of the pattern's p blocks; the
   parameters of a block are stacked over its repeats.
 
-  Choice: the embedding is tied to the output layer, but by option.
+  Choice: by default the embedding is also the output layer (`tied_head`).
 
   Attributes:
-    table: of its parameters, with their places on a mesh.
-    pattern: its blocks.
+    table: a row for each kind of parameter (`hope.blocks.parameters`).
+    pattern: the blocks of one repeat.
   """
 
   def __init__(self, config: ml_collections.ConfigDict, *, rngs: nnx.Rngs):
@@ -183,15 +182,15 @@ class Hope(nnx.Module):
       )
 
   def init_state(self, batch: int, documents: bool = False):
-    """Fast state before the first token: of each block of the pattern.
+    """The state before the first token: a tuple, of each block of the pattern.
 
     Every leaf is [repeats, ...].
 
     Args:
       batch: streams.
-      documents: gives every stream a position of its own, as in the states
-        that a call with `starts` returns (for `jax.lax.scan`, whose carry must
-        keep its shapes).
+      documents: whether positions are [repeats, batch], as in the states that
+        a call with `starts` returns, and not [repeats] (`jax.lax.scan` needs a
+        carry of constant shapes).
     """
 
     def spread(x):
@@ -207,7 +206,7 @@ class Hope(nnx.Module):
     return jax.tree.map(spread, state)
 
   def metrics(self, state) -> dict[str, jax.Array]:
-    """What the blocks log of a state, as 'memory/state_norm/layer_0'."""
+    """Scalars [] to log of a state, by name: 'memory/state_norm/layer_0'."""
     found = []
     for spec, states in zip(self.pattern, state, strict=True):
       of_block = {}
@@ -247,14 +246,14 @@ class Hope(nnx.Module):
 
     Args:
       tokens: int32 [b, t].
-      state: what the piece before left; None: the sequence starts here.
+      state: returned for the previous piece; None: the sequence starts here.
       starts: bool [b, t], True at the first token of a document, before which
         all fast states are reset; None: nowhere. In a piece of more than one
         token it must be the piece's first, or a multiple of
         `hope.data.packing.alignment` tokens after the document before it
         started; otherwise the logits of the row are NaN.
-      last_only: predict after the last token alone: t logits of a large
-        vocabulary need more memory than all else that reads a prompt.
+      last_only: computes the logits after the last token alone: those of a
+        long prompt need more memory than the rest of the model.
 
     Returns:
       (logits, state), logits float32 [b, t, v], or [b, 1, v] of the last.
@@ -301,8 +300,8 @@ class Hope(nnx.Module):
     if last_only:
       x = x[:, -1:]
     x = self.norm(x) * self.logit_scale
-    # Sums are of at least float32 and stay so: logits that are rounded to
-    # bfloat16 would tie.
+    # Accumulate in float32 or wider, and keep it: logits rounded to bfloat16
+    # would tie.
     x = placement.constrain(x, 'logits').astype(self.dtype)
     dtype = jnp.promote_types(self.dtype, jnp.float32)
     return jnp.matmul(
@@ -310,7 +309,7 @@ class Hope(nnx.Module):
     ), state
 
   def _output_kernel(self, embed: nnx.Embed) -> jax.Array:
-    """[width, v], in the dtype of matrix products."""
+    """[width, v], in the dtype of matmuls."""
     if self.tied_head:
       return embed.embedding[...].astype(self.dtype).T
     kernel = nnx.to_pure_dict(nnx.state(self.head))

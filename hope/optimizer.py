@@ -20,7 +20,7 @@ import optimizers
 
 Config = ml_collections.ConfigDict | ml_collections.FrozenConfigDict
 
-# The rule of each name, without a learning rate but for the last.
+# Rules by name. Only the last one contains the learning rate.
 RULES: dict[str, Callable[..., Any]] = {
   'adamw': optax.scale_by_adam,
   'muon': optax.contrib.scale_by_muon,
@@ -32,16 +32,17 @@ RULES: dict[str, Callable[..., Any]] = {
   'associative_momentum': optimizers.scale_by_associative_momentum,
   'delta_gradient_descent': optimizers.delta_gradient_descent,
 }
-# Rules of matrices alone; all other parameters take AdamW.
+# Rules that apply to matrices alone; all other parameters take AdamW.
 OF_MATRICES = ('muon', 'm3', 'delta_gradient_descent')
-# What is one matrix to Muon and M3 in a kernel of several projections; `split`
-# in their options. Choice: 'head', each head of each projection, since nothing
-# but that head reads its outputs: orthogonalised as a whole, one head's update
-# depends on the gradients of the others. 'projection': all heads of one;
-# 'whole': the kernel. An update is sqrt(3) times as long split as whole.
+# How Muon and M3 split a kernel of several projections into matrices; `split`
+# in their options. 'head': each head of each projection is a matrix.
+# 'projection': all heads of one projection are. 'whole': the kernel is.
+# Choice: 'head', since no other head reads a head's outputs; orthogonalised
+# together, the update of one head depends on the gradients of the others. The
+# update of a kernel of three projections is sqrt(3) times as long if split.
 SPLITS = ('head', 'projection', 'whole')
 _SPLIT = ('muon', 'm3')
-# Arguments that this module gives, or that no text can say.
+# Arguments that this module sets itself, or that no text can express.
 _GIVEN = ('learning_rate', 'axes', 'weight_dimension_numbers', 'mesh')
 
 
@@ -123,9 +124,9 @@ def _of_path(function: Callable[[tuple[str, ...], Any], Any]):
   )
 
 
-# Paths of parameters, and what each is.
+# Rows of parameters, see `hope.parts.find`.
 Table = Sequence[Leaf]
-# A kernel alone, for rules that are tried.
+# The table of a single kernel, on which a rule is tried.
 _KERNEL = (Leaf('kernel', PartitionSpec(), '', kind='linear'),)
 
 
@@ -188,7 +189,7 @@ def parse_options(name: str, text: str) -> dict[str, Any]:
 
 
 def _read(name: str, text: str) -> dict[str, Any]:
-  """Raises ValueError for a text that names no arguments of the rule."""
+  """The options in a text; raises ValueError for one that the rule lacks."""
   allowed, known = defaults(name), declared(OptimizerOptions)
   options = {}
   try:
@@ -233,7 +234,7 @@ def _make(
   num_heads: int = 1,
   mesh: Mesh | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """A rule with some of its options; only DGD has the learning rate in it.
+  """A rule with some of its options; only DGD uses the learning rate.
 
   Raises:
     ValueError: if an option is out of its bounds.
@@ -307,7 +308,10 @@ def make_rule(
   ratio = 1.0
   if name != o.name and o.other_learning_rate is not None:
     ratio = o.other_learning_rate / o.learning_rate
-  rate = lambda count: ratio * schedule((count + 1) * steps - 1)
+
+  def rate(count):
+    return ratio * schedule((count + 1) * steps - 1)
+
   table = parameters(config)
   rule = _make(
     name,
@@ -341,12 +345,12 @@ def make_optimizer(
   Args:
     config: resolved.
     mesh: whose devices share the matrices that M3 orthogonalises. None: every
-      device does all.
+      device orthogonalises all of them.
   """
   table = parameters(config)
   periods = sorted({leaf.period for leaf in table})
-  # In one order, not in that of a set, which differs from start to start: the
-  # compiled program is found again by its text.
+  # In a fixed order: that of a set differs between starts, and the compilation
+  # cache finds a program by its text.
   names = [config.optimizer.name]
   if config.optimizer.name in OF_MATRICES:
     names.append('adamw')

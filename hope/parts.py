@@ -14,14 +14,14 @@ from flax import nnx
 import jax
 from jax.sharding import PartitionSpec as P
 
-# What a parameter is to the optimizer and to matrix products:
+# Kinds of parameters, as the optimizer and matmuls tell them apart:
 #   linear     kernel of an nnx.Linear: a matrix (the last two axes)
 #   matrix     another matrix, such as the initial state of a memory
 #   embedding  a table of rows
 #   filter     a depthwise convolution
 #   vector     a scale, a bias, a rate
-# All but vectors decay. Linear kernels and embeddings are converted to the
-# dtype of matrix products.
+# All but vectors have weight decay. Linear kernels and embeddings are cast to
+# the dtype of matmuls.
 KINDS = ('linear', 'matrix', 'embedding', 'filter', 'vector')
 
 
@@ -29,9 +29,9 @@ class Split(NamedTuple):
   """The matrices in a kernel of several projections, for Muon and M3.
 
   Attributes:
-    sizes: that the outputs are reshaped to; 0: the number of heads.
-    of_head: axes (inputs, outputs) of a matrix of one head of one projection.
-    of_projection: the same of all heads of one projection.
+    sizes: shape that the outputs are reshaped to; 0: the number of heads.
+    of_head: axes (inputs, outputs) of the matrix of one head of one projection.
+    of_projection: the same, of the matrix of all heads of one projection.
   """
 
   sizes: tuple[int, ...]
@@ -52,8 +52,9 @@ class Leaf:
   r"""One kind of parameter.
 
   Attributes:
-    pattern: regular expression of its path, '/' between the parts: within the
-      module, or in a table of a whole model (`hope.blocks.parameters`) in it.
+    pattern: regular expression of its path, with '/' between the names; the
+      path starts at the part's module, in the table of a whole model
+      (`hope.blocks.parameters`) at the model.
     spec: how the array of one layer is stored on the mesh.
     component: its row in the table of levels; \1 is the pattern's first group.
     kind: one of KINDS.
@@ -75,12 +76,12 @@ class Leaf:
 
   @property
   def is_matrix(self) -> bool:
-    """Whether rules of matrices take it."""
+    """Whether optimizers of matrices, as Muon and M3, apply to it."""
     return self.kind in ('linear', 'matrix')
 
   @property
   def is_linear(self) -> bool:
-    """Whether it is the kernel of a Linear layer, whose inputs are seen."""
+    """Whether it is the kernel of a Linear layer, whose inputs are known."""
     return self.kind == 'linear'
 
   @property
@@ -90,11 +91,11 @@ class Leaf:
 
   @property
   def in_products(self) -> bool:
-    """Whether it is converted to the dtype of matrix products."""
+    """Whether it is cast to the dtype of matmuls."""
     return self.kind in ('linear', 'embedding')
 
   def below(self, prefix: str) -> 'Leaf':
-    """The same parameter of a module that is at a path."""
+    """The same row, with the path of its module in front of its pattern."""
     return dataclasses.replace(self, pattern=f'{prefix}/(?:{self.pattern})')
 
 
@@ -145,11 +146,11 @@ class Sizes:
     width: of the residual stream.
     num_heads: of mixers.
     seq_len: tokens of a training sequence.
-    dtype: of the operands of matrix products.
+    dtype: of matmul operands.
     kernel: what runs the memories, one of `hope.memory.stream.KERNELS`.
     norm_eps: of the norms at the entrance of mixers and feed-forwards.
-    hidden_multiple: hidden width of a feed-forward whose options leave it open,
-      as a multiple of the width.
+    hidden_multiple: default hidden width of a feed-forward, as a multiple of
+      the width.
   """
 
   width: int
@@ -180,16 +181,20 @@ class Module(Protocol):
   def __call__(
     self, x: jax.Array, state: Any, starts: jax.Array | None
   ) -> tuple[jax.Array, Any]:
-    """Maps x [b, t, width]; returns (y [b, t, width], state)."""
+    """Maps x [b, t, width]; returns (y [b, t, width], state).
+
+    `starts`, bool [b, t], is True at the first token of a document; None:
+    nowhere.
+    """
 
 
 class Divided(NamedTuple):
   """A size that axes of the mesh must divide.
 
   Attributes:
-    name: of the size, for a message.
-    size: that is split.
-    axes: of the mesh, that it is split over together.
+    name: of the size, for error messages.
+    size: that is sharded.
+    axes: of the mesh; the product of their sizes must divide `size`.
   """
 
   name: str
@@ -207,14 +212,15 @@ class Part:
     build: (sizes, options, *, rngs) -> Module.
     parameters: options -> its parameters.
     levels: (sizes, options) -> rows of its fast states in the table of levels.
-    check: (sizes, options) -> None; raises ValueError for what cannot work
-      together.
+    check: (sizes, options) -> None; raises ValueError for options that do not
+      fit the sizes or each other.
     divided: (sizes, options) -> sizes that a mesh must divide.
-    least_parameters: (sizes, options) -> how many it has at the least, for a
-      bound of memory; 0 says nothing.
-    chunks: options -> tokens between which a document may start, each.
+    least_parameters: (sizes, options) -> a lower bound on its parameters, from
+      which runs that cannot fit in memory are refused.
+    chunks: options -> chunk sizes of its memories, in tokens.
     metrics: state -> what a run logs: arrays [layers] by name.
-    hidden_multiple: of a mixer: `Sizes.hidden_multiple` of its block.
+    hidden_multiple: of a mixer: `Sizes.hidden_multiple` of the feed-forward
+      beside it.
   """
 
   options: type
@@ -230,14 +236,14 @@ class Part:
 
 
 def find(table: Sequence[Leaf], path: str) -> Leaf:
-  """The parameter at a path, with the path's own words in its component.
+  r"""The row of the parameter at a path, \1 in its component filled in.
 
   Args:
-    table: of the module or model; the first pattern that matches counts.
-    path: '/' between its parts.
+    table: of the module or model; the first row whose pattern matches counts.
+    path: with '/' between the names.
 
   Raises:
-    ValueError: if no pattern matches.
+    ValueError: if no row matches.
   """
   for leaf in table:
     if match := re.fullmatch(leaf.pattern, path):

@@ -1,13 +1,13 @@
 """Drawing tokens from a model.
 
-A prompt is read in pieces of one length, and what is left over one by one, as
-tokens are drawn: two programs serve prompts and texts of every length, and one
-serves short prompts.
+A prompt is read in pieces of PIECE tokens. What remains of it is read token by
+token, by the program that also draws tokens. So two compiled programs serve
+prompts and texts of every length, and short prompts need only one.
 """
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -16,12 +16,12 @@ import numpy as np
 
 from hope.fields import SEED, Field, declared, field
 
-if TYPE_CHECKING:  # slow to import, and a configuration needs it not
+if TYPE_CHECKING:  # slow to import, and configurations do not need it
   from hope.data.tokenization import Tokenizer
 
-# Tokens of a prompt that are read at once, and the most that one call draws.
+# Tokens of a prompt that are read at once; `decode` takes no more in a call.
 PIECE = 256
-# A lower temperature is 0: logits over it are not finite.
+# A lower temperature counts as 0: logits divided by it overflow.
 _COLDEST = float(jnp.finfo(jnp.float32).tiny)
 
 
@@ -75,16 +75,16 @@ def check_tokens(what: str, tokens: np.ndarray, params: Any) -> None:
 def sample(
   logits: jax.Array,
   key: jax.Array,
-  temperature: jax.Array | float,
-  top_k: jax.Array | int,
+  temperature: jax.Array | np.float32 | float,
+  top_k: jax.Array | np.int32 | int,
 ) -> jax.Array:
   """Draws a token from logits [b, v]; returns int32 [b].
 
-  Temperature and top_k are values: none of them needs a compilation.
+  Temperature and top_k are traced: other values need no compilation.
 
   Args:
     logits: [b, v].
-    key: of jax.random.
+    key: [], of jax.random.
     temperature: finite, not negative; 0, or less than float32 can divide by,
       takes the most likely token.
     top_k: number of candidates, ties with the last of them included; 0: all.
@@ -92,7 +92,7 @@ def sample(
   v = logits.shape[-1]
   last = jnp.where(top_k > 0, jnp.minimum(top_k, v), v) - 1
   least = jnp.take(jnp.sort(logits, descending=True), last, axis=-1)
-  # The largest is 0 at any temperature; the others may overflow to -inf.
+  # The largest logit is 0 at any temperature; others may overflow to -inf.
   scaled = logits - logits.max(axis=-1, keepdims=True)
   scaled /= jnp.maximum(temperature, _COLDEST)
   scaled = jnp.where(logits < least[..., None], -jnp.inf, scaled)
@@ -105,9 +105,33 @@ def sample(
 def prefill(
   graph: nnx.GraphDef, params: Any, prompt: jax.Array, state: Any = None
 ) -> tuple[jax.Array, Any]:
-  """Reads prompts int32 [b, t]; returns (logits of the next token, state)."""
+  """Reads a prompt, int32 [b, t], in one piece.
+
+  Args:
+    graph: structure of the model.
+    params: its parameters.
+    prompt: int32 [b, t].
+    state: before it, whose arrays are donated; None: the sequence starts here.
+
+  Returns:
+    (logits [b, v] of the next token, state).
+  """
   logits, state = nnx.merge(graph, params)(prompt, state, last_only=True)
   return logits[:, -1], state
+
+
+class Draw(NamedTuple):
+  """How tokens are drawn; see `sample`.
+
+  Attributes:
+    key: [], of jax.random; draw i of a text uses `fold_in(key, i)`.
+    temperature: of the softmax; 0 takes the most likely token.
+    top_k: number of candidates; 0: all.
+  """
+
+  key: jax.Array
+  temperature: jax.Array | np.float32 | float
+  top_k: jax.Array | np.int32 | int
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -117,13 +141,12 @@ def decode(
   logits: jax.Array,
   state: Any,
   tokens: jax.Array,
+  *,
   given: jax.Array | int,
   count: jax.Array | int,
-  key: jax.Array,
-  temperature: jax.Array | float,
-  top_k: jax.Array | int,
+  draw: Draw,
 ) -> tuple[jax.Array, jax.Array, Any]:
-  """Takes tokens one by one: some that are given, then some that are drawn.
+  """Feeds tokens one by one to the model: given ones, then drawn ones.
 
   Args:
     graph: structure of the model.
@@ -131,23 +154,20 @@ def decode(
     logits: [b, v], of the first token.
     state: before it.
     tokens: int32 [b, t], of which the first `given` count.
-    given: how many are given; if negative, so many were drawn before.
-    count: how many are taken in all, at most t.
-    key: of the draws; the same one at every call.
-    temperature: as in `sample`.
-    top_k: as in `sample`.
+    given: number of tokens that are given; -n where earlier calls drew n.
+    count: number of tokens that are fed in all, at most t.
+    draw: how the others are drawn; the same at every call of a text.
 
   Returns:
-    (tokens int32 [b, t] with what was drawn, logits [b, v] of the one after
-    them, state).
+    (tokens int32 [b, t] with the drawn ones filled in, logits [b, v] of the
+    token after them, state).
   """
   model = nnx.merge(graph, params)
 
   def take(place, carry):
     logits, state, tokens = carry
-    drawn = sample(
-      logits, jax.random.fold_in(key, place - given), temperature, top_k
-    )
+    key = jax.random.fold_in(draw.key, place - given)
+    drawn = sample(logits, key, draw.temperature, draw.top_k)
     token = jnp.where(place < given, tokens[:, place], drawn)
     logits, state = model(token[:, None], state)
     return logits[:, -1], state, tokens.at[:, place].set(token)
@@ -160,7 +180,7 @@ def decode(
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def fresh(graph: nnx.GraphDef, params: Any, batch: int) -> tuple[Any, Any]:
-  """(logits, state) before the first token; the logits mean nothing."""
+  """Returns (zeros [batch, v] in place of logits, the initial state)."""
   model = nnx.merge(graph, params)
   state = model.init_state(batch)
   token = jax.ShapeDtypeStruct((batch, 1), jnp.int32)
@@ -189,8 +209,8 @@ def generate(
     temperature: of the softmax; 0 takes the most likely token.
     top_k: number of candidates; 0: all.
     seed: the same seed gives the same text.
-    before: (logits, state) that the prompt goes on from, whose arrays are used
-      up; None: it starts the sequence.
+    before: (logits [b, v], state) that the prompt goes on from, whose arrays
+      are donated; None: the prompt starts the sequence.
 
   Returns:
     int32 [b, tokens].
@@ -212,7 +232,7 @@ def generate(
   taken = np.zeros((batch, length - whole + tokens), np.int32)
   given = length - whole
   taken[:, :given] = prompt[:, whole:]
-  key = jax.random.key(seed)
+  draw = Draw(jax.random.key(seed), np.float32(temperature), np.int32(top_k))
   for start in range(0, taken.shape[1], PIECE):
     piece = taken[:, start : start + PIECE]
     done, logits, state = decode(
@@ -221,11 +241,9 @@ def generate(
       logits,
       state,
       np.pad(piece, ((0, 0), (0, PIECE - piece.shape[1]))),
-      given - start,
-      piece.shape[1],
-      key,
-      np.float32(temperature),
-      np.int32(top_k),
+      given=given - start,
+      count=piece.shape[1],
+      draw=draw,
     )
     piece[:] = np.asarray(done)[:, : piece.shape[1]]
   return taken[:, given:]

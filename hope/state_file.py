@@ -18,7 +18,7 @@ import numpy as np
 
 from hope.run import manifest
 
-# Name of the header among the arrays, and the version of all that.
+# Name of the header among the arrays, and the version of the format.
 _HEADER, _FORMAT = 'hope', 1
 
 
@@ -35,7 +35,7 @@ class Header(NamedTuple):
 
 
 def write(path: str | os.PathLike[str], state: Any, header: Header) -> None:
-  """Writes a state; a file that is there is replaced by a complete one.
+  """Writes a state; a file at the path is replaced once the new one is whole.
 
   Raises:
     OSError: if it cannot be written.
@@ -82,7 +82,12 @@ def read(
 
 
 def fill(wanted: Any, arrays: dict[str, np.ndarray]) -> Any | None:
-  """A tree of the wanted shapes and types, or None if the arrays do not fit."""
+  """A tree like `wanted`, filled from arrays; None if they do not fit.
+
+  Args:
+    wanted: tree of the shapes [...] and dtypes of a state.
+    arrays: [...] by their paths in the tree.
+  """
   leaves = manifest.leaves_by_path(wanted)
   if arrays.keys() != leaves.keys() or any(
     (arrays[name].shape, arrays[name].dtype) != (leaf.shape, leaf.dtype)

@@ -1,4 +1,4 @@
-"""A trained model: it reads, learns from what it reads, writes, is measured."""
+"""A trained model, to read and learn from texts, generate, and evaluate."""
 
 import functools
 import hashlib
@@ -66,7 +66,7 @@ class TrainedModel:
     files: Mirror,
     data_identity: dict[str, Any],
   ):
-    """Args: see `load`, which is the way to one, and the attributes."""
+    """Takes the attributes, and what `load` knows; call `load` instead."""
     self.config, self.tokenizer = config, tokenizer
     self.graph, self.params = graph, params
     self.step, self.workdir = step, files.workdir
@@ -90,8 +90,8 @@ class TrainedModel:
 
     Returns:
       (logits, the state after it), logits float32 [n, v] of a text or of tokens
-      [n], or [b, n, v] of tokens [b, n]. All are kept: a text without end is
-      for `read` and `evaluate`.
+      [n], or [b, n, v] of tokens [b, n]. All logits are kept in memory; for a
+      very long text call `read` or `evaluate`.
 
     Raises:
       ValueError: for an empty text, a token outside the vocabulary, or a state
@@ -311,13 +311,13 @@ class TrainedModel:
     return (tokens[None] if one else tokens).astype(np.int32), one
 
   def _abstract(self, batch: int) -> FastState:
-    """Shapes and types of a state of so many streams."""
+    """Shapes and dtypes of a state of `batch` streams."""
     return jax.eval_shape(
       lambda params: fast_state.begin(self.graph, params, batch), self.params
     )
 
   def _before(self, state: FastState | None, batch: int) -> FastState:
-    """A state in arrays of its own, checked, for so many streams."""
+    """A checked copy of a state of `batch` streams; None: the initial one."""
     if state is None:
       return fast_state.begin(self.graph, self.params, batch)
     given = jax.tree.leaves(state)[-1].shape[0]
@@ -334,7 +334,7 @@ class TrainedModel:
 
 
 def _structure(state: FastState) -> dict[str, Any]:
-  """Shape and type of every array by its path, as JSON has them."""
+  """Shape and dtype of every array by its path, as JSON values."""
   return {
     name: {'shape': list(x.shape), 'dtype': str(x.dtype)}
     for name, x in manifest.leaves_by_path(state).items()
@@ -344,8 +344,8 @@ def _structure(state: FastState) -> dict[str, Any]:
 def load(workdir: str | os.PathLike[str]) -> TrainedModel:
   """Loads the model of a run at its newest intact checkpoint.
 
-  Choice: the memories run in their XLA form, as it decodes anyway: a run of a
-  TPU speaks on any machine.
+  Choice: the memories run with kernel='xla', as decoding does anyway, so that a
+  run trained on a TPU can be loaded on any machine.
 
   Args:
     workdir: of the run; also in a bucket, as gs://BUCKET/run.
@@ -403,7 +403,7 @@ def generate(
 
   Args:
     run: a workdir, or what `load` returned.
-    prompt: see `TrainedModel.generate`, as for all others.
+    prompt: as in `TrainedModel.generate`, like all that follow.
     tokens: how many to draw.
     temperature: of the softmax.
     top_k: number of candidates.

@@ -14,7 +14,7 @@ class AssociativeMomentumState(NamedTuple):
   """State of `scale_by_associative_momentum`.
 
   Attributes:
-    count: int32 scalar, steps so far.
+    count: int32 [], steps so far.
     mu: M, shaped like the parameters.
     root: H^(1/2), like the parameters; [stack, in, in] for a matrix with outer
       products. In the unit of the gradients, so that gradients whose squares

@@ -25,7 +25,7 @@ class GradientDescentState(NamedTuple):
   """State of `generalized_gradient_descent`.
 
   Attributes:
-    count: int32 scalar, steps so far, for a schedule.
+    count: int32 [], steps so far, for a schedule.
   """
 
   count: jax.Array

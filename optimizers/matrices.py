@@ -175,7 +175,7 @@ def stack_shape(x: Any, axes: Axes | None) -> tuple[int, int, int]:
 def to_stack_of_any(
   x: jax.Array, axes: Axes | None
 ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-  """As `to_stack`; a leaf that is no matrix is one column, [1, i, 1]."""
+  """`to_stack` for any x [...]; one that is no matrix is a column [1, i, 1]."""
   if axes is not None:
     return to_stack(x, axes)
   gathered, restore_sharding = _gather(x)
@@ -238,7 +238,7 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 
 def largest(x: jax.Array) -> jax.Array:
-  """The largest absolute entry of matrices [..., m, n], [..., 1, 1]."""
+  """The largest absolute entry of each matrix of x [..., m, n]: [..., 1, 1]."""
   return jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True, initial=0)
 
 
@@ -251,7 +251,7 @@ def divide(x: jax.typing.ArrayLike, y: jax.Array) -> jax.Array:
 
 
 def norm(x: jax.Array) -> jax.Array:
-  """Frobenius norms of matrices [..., m, n] of any size, [..., 1, 1].
+  """Frobenius norms of the matrices of x [..., m, n]: [..., 1, 1].
 
   No square of an entry overflows or vanishes: entries are divided by the
   largest one first.
@@ -263,7 +263,7 @@ def norm(x: jax.Array) -> jax.Array:
 
 
 def unit(x: jax.Array) -> jax.Array:
-  """Matrices [..., m, n] of any size with Frobenius norm 1; zero stays zero."""
+  """x [..., m, n] scaled to Frobenius norms of 1; zero stays zero."""
   x = at_least_float32(x)
   x = divide(x, largest(x))
   squares = jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True)

@@ -18,7 +18,7 @@ class ScaleByM3State(NamedTuple):
   """State of `scale_by_m3`; every tree is shaped like the parameters.
 
   Attributes:
-    count: int32 scalar, steps so far.
+    count: int32 [], steps so far.
     fast: M1, of every step.
     slow: M2, of whole windows of `period` steps.
     direction: O2, the slow memory orthogonalised when its last window ended.

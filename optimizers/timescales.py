@@ -16,7 +16,7 @@ class EveryState(NamedTuple):
   """State of a level.
 
   Attributes:
-    step: int32 scalar, steps since the last release.
+    step: int32 [], steps since the last release.
     total: the sum of what was gathered since then, shaped like the parameters;
       at step 0, what was released, or was to be: it counts no more.
     inner: state of the inner transformation.

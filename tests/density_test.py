@@ -4,33 +4,11 @@ import ast
 from collections.abc import Iterator
 import functools
 import pathlib
+import re
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Rooms whose named lambdas are counted, with a bar for each.
-LAMBDA_ROOMS = (
-  'hope/layers',
-  'hope/memory',
-  'hope/memory/kernels',
-  'hope/tasks',
-  'optimizers',
-)
-# Rooms whose positional parameters, positional records and docstrings are held.
-ROOMS = (
-  'hope/data',
-  'hope/evaluation',
-  'hope/feedforward',
-  'hope/layers',
-  'hope/memory',
-  'hope/memory/kernels',
-  'hope/parallel',
-  'hope/profiling',
-  'hope/run',
-  'hope/tasks',
-  'hope/training',
-  'optimizers',
-)
 LAMBDAS_PER_1000_LINES = 4
 MAX_POSITIONAL = 8
 MAX_POSITIONAL_FIELDS = 4
@@ -104,6 +82,50 @@ def positional_records(tree: ast.Module) -> Iterator[str]:
         yield f'{node.lineno}: {name}'
 
 
+def _is_array(annotation: ast.expr | None) -> bool:
+  """Whether an annotation is an array, or a tuple of arrays, but no scalar."""
+  text = '' if annotation is None else ast.unparse(annotation)
+  others = 'int', 'float', 'Callable', 'dict', 'Mapping'
+  return bool(re.search(r'jax\.Array\b|np\.ndarray', text)) and not any(
+    word in text for word in others
+  )
+
+
+def _public_functions(
+  body: list[ast.stmt], prefix: str = ''
+) -> Iterator[tuple[str, ast.FunctionDef]]:
+  """Public functions and methods, and `__call__`, with their names."""
+  for node in body:
+    if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+      yield from _public_functions(node.body, f'{prefix}{node.name}.')
+    elif isinstance(node, ast.FunctionDef):
+      if not node.name.startswith('_') or node.name == '__call__':
+        yield prefix + node.name, node
+
+
+def _states_shape(node: ast.FunctionDef | ast.ClassDef, name: str) -> bool:
+  """Whether brackets follow a name in a docstring, within a line or so."""
+  text = ' '.join((ast.get_docstring(node) or '').split())
+  return re.search(rf'\b{name}\b.{{0,90}}\[', text) is not None
+
+
+def shapeless(tree: ast.Module) -> Iterator[str]:
+  """Arrays of public functions and records without a shape in the docstring."""
+  for name, node in _public_functions(tree.body):
+    arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+    for argument in (x for x in arguments if _is_array(x.annotation)):
+      if not _states_shape(node, argument.arg):
+        yield f'{node.lineno}: {argument.arg} of {name}'
+    if _is_array(node.returns) and '[' not in (ast.get_docstring(node) or ''):
+      yield f'{node.lineno}: what {name} returns'
+  for node in tree.body:
+    if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+      for field in (x for x in node.body if isinstance(x, ast.AnnAssign)):
+        name = ast.unparse(field.target)
+        if _is_array(field.annotation) and not _states_shape(node, name):
+          yield f'{field.lineno}: {name} of {node.name}'
+
+
 def undocumented(tree: ast.Module) -> Iterator[str]:
   """Public functions, classes and methods without a docstring."""
   body = [(node, '') for node in tree.body]
@@ -126,12 +148,7 @@ def found(room: str, rule) -> list[str]:
   ]
 
 
-def test_rooms_exist():
-  missing = {*ROOMS, *LAMBDA_ROOMS} - {*rooms()}
-  assert not missing
-
-
-@pytest.mark.parametrize('room', LAMBDA_ROOMS)
+@pytest.mark.parametrize('room', rooms())
 def test_named_lambdas(room):
   places = found(room, named_lambdas)
   lines = sum(
@@ -140,9 +157,9 @@ def test_named_lambdas(room):
   assert len(places) <= LAMBDAS_PER_1000_LINES * lines / 1000, places
 
 
-@pytest.mark.parametrize('room', ROOMS)
+@pytest.mark.parametrize('room', rooms())
 @pytest.mark.parametrize(
-  'rule', [long_signatures, positional_records, undocumented]
+  'rule', [long_signatures, positional_records, shapeless, undocumented]
 )
 def test_finds_nothing(rule, room):
   assert not found(room, rule)

@@ -107,8 +107,8 @@ class Corpus:
 
   Attributes:
     source: All documents.
-    train: Indices of the training documents, in the order of the source.
-    heldout: Indices of the held-out documents, in the order of the hash of
+    train: [n], indices of the training documents, in the order of the source.
+    heldout: [m], indices of the held-out documents, in the order of the hash of
       their names, so that the first n are a fair sample.
     copies: Those of `train` whose content an earlier one has, and which are
       not read.

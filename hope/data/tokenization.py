@@ -56,10 +56,10 @@ class Tokenizer(Protocol):
     """Returns the text of tokens."""
 
   def sizes(self, text: bytes, tokens: np.ndarray) -> np.ndarray:
-    """Returns the bytes that each token of a text stands for, int64 [n]."""
+    """Returns the bytes that each of tokens [n] stands for, int64 [n]."""
 
   def difference(self, text: bytes, tokens: np.ndarray) -> str | None:
-    """Returns where a text differs from what its tokens give back, in words."""
+    """Returns where a text differs from what tokens [n] give back, in words."""
 
   def fingerprint(self) -> str:
     """Returns a hash of all that decides the tokens of a text."""
@@ -82,11 +82,11 @@ class ByteTokenizer:
     return kept.decode(errors='replace')
 
   def sizes(self, text: bytes, tokens: np.ndarray) -> np.ndarray:
-    """Returns ones, int64 [n]."""
+    """Returns a byte for each of tokens [n]: ones, int64 [n]."""
     return np.ones(len(tokens), np.int64)
 
   def difference(self, text: bytes, tokens: np.ndarray) -> None:
-    """Returns None: tokens are the bytes."""
+    """Returns None: tokens [n] are the bytes."""
 
   def fingerprint(self) -> str:
     """Returns 'bytes'."""
@@ -126,11 +126,11 @@ class NumberTokenizer:
     return ' '.join(str(int(i)) for i in ids)
 
   def sizes(self, text: bytes, tokens: np.ndarray) -> np.ndarray:
-    """Returns no number of bytes: there are no documents."""
+    """Raises NotImplementedError: tokens [n] are of no document."""
     raise NotImplementedError('the synthetic tasks have no documents')
 
   def difference(self, text: bytes, tokens: np.ndarray) -> None:
-    """Returns None: numbers are kept."""
+    """Returns None: tokens [n] are the numbers."""
 
   def fingerprint(self) -> str:
     """Returns the number of ids."""
@@ -223,7 +223,7 @@ class BpeTokenizer:
 
     Args:
       text: one that its tokens give back.
-      tokens: of `encode`.
+      tokens: int32 [n], of `encode`.
     """
     if self._bytes:
       return np.array([len(self._bytes[i]) for i in tokens.tolist()], np.int64)
@@ -237,7 +237,7 @@ class BpeTokenizer:
     return np.diff(np.maximum.accumulate(starts), append=len(text))
 
   def difference(self, text: bytes, tokens: np.ndarray) -> str | None:
-    """Returns where a text differs from what its tokens give back, in words."""
+    """Returns where a text differs from what tokens [n] give back, in words."""
     back = self.decode(tokens)
     raw = back.encode()
     if self._bytes and back == text.decode(errors='replace'):

@@ -1,4 +1,4 @@
-"""Yardsticks for a language model, in bits per byte of the held-out bytes.
+"""Baselines for a language model, in bits per byte of the held-out bytes.
 
 Two numbers that need no accelerator and no choice of hyperparameters: a count
 model of contexts of two bytes, which sees the training bytes, and `xz -9`,

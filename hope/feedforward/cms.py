@@ -121,7 +121,10 @@ class OuterLevel(nnx.Module):
     state: tuple[()] | None = None,
     starts: jax.Array | None = None,
   ):
-    """Returns (act(norm(x) @ up) @ down, ()) for x [b, t, width]."""
+    """Returns (act(norm(x) @ up) @ down, ()) for x [b, t, width].
+
+    `starts`, bool [b, t], changes nothing: no state is kept.
+    """
     del state, starts
     hidden = placement.constrain(self.up(self.norm(x)), 'hidden')
     return self.down(mlp.act(hidden)), ()

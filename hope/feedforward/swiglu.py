@@ -51,7 +51,10 @@ class SwiGLU(nnx.Module):
     state: tuple[()] | None = None,
     starts: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[()]]:
-    """Returns (x + its output, ()) for x [b, t, width]."""
+    """Returns (x + its output, ()) for x [b, t, width].
+
+    `starts`, bool [b, t], changes nothing: no state is kept.
+    """
     del state, starts
     z = self.norm(x)
     hidden = jax.nn.silu(self.gate(z)) * self.up(z)

@@ -33,7 +33,7 @@ class CausalConvolution(nnx.Module):
     t = x.shape[1]
     padded = jnp.concatenate([state.astype(x.dtype), x], axis=1)
     kernel = self.kernel[...].astype(x.dtype)
-    # Where the piece has no start yet, all inputs are of the same document.
+    # Before the first start of the piece, all inputs are of one document.
     since = None if starts is None else since_start(starts, width)[..., None]
     y = jnp.zeros_like(x)
     for j in range(width):

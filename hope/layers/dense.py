@@ -1,4 +1,4 @@
-"""A product of a `nnx.Linear` with a backward pass of its own."""
+"""The matmul of an `nnx.Linear` with its own backward pass."""
 
 import jax
 from jax import lax
@@ -26,9 +26,19 @@ _matmul.defvjp(_matmul_fwd, _matmul_bwd)
 def dot_general(x, kernel, dimension_numbers, *, precision, out_sharding):
   """x @ kernel, for `nnx.Linear(dot_general=...)`.
 
-  The gradient of the kernel is x^T @ y_bar, in this order. JAX's own is the
-  transpose of y_bar^T @ x: where y_bar is still to be computed and wider than
-  x, XLA then computes it in transposed order, many times slower.
+  Here the gradient of the kernel is x^T @ y_bar. In JAX it is the transpose of
+  y_bar^T @ x, for which XLA computes y_bar in transposed layout if y_bar is
+  wider than x: many times slower.
+
+  Args:
+    x: [..., i].
+    kernel: [i, o].
+    dimension_numbers: of a plain matmul, like all that follow: ignored.
+    precision: ignored.
+    out_sharding: ignored.
+
+  Returns:
+    [..., o].
   """
   del dimension_numbers, precision, out_sharding  # Those of a plain product.
   return _matmul(x, kernel)

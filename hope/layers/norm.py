@@ -9,7 +9,7 @@ from hope.layers.precision import at_least_float32
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-  """x / |x| over the last axis; zero stays zero, and has a finite gradient."""
+  """x [..., d] / |x|, the norm over d; zero stays zero, its gradient finite."""
   square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
   return x * lax.rsqrt(square + 1e-12)
 

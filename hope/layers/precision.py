@@ -5,5 +5,5 @@ import jax.numpy as jnp
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-  """x in float32, or in float64 if it is that already."""
+  """x [...] in its own dtype, or in float32 where that is narrower."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))

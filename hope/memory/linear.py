@@ -50,8 +50,8 @@ def remember(
   """Writes and reads the tokens of a piece of a stream.
 
   Args:
-    state: what the piece before left, or `init_state`.
-    position: what the piece before left; None: the sequence starts here.
+    state: returned for the previous piece, or by `init_state`.
+    position: returned for the previous piece; None: the sequence starts here.
     q: [b, t, n, i], queries; all inputs float32 or wider, as the state.
     k: [b, t, n, i], keys; with erase, beta |k|^2 should be in [0, 2].
     v: [b, t, n, o], values.

@@ -38,7 +38,15 @@ def normalized_step(eta: jax.Array, u: jax.Array) -> jax.Array:
 
 
 def proximal_step(eta: jax.Array, u: jax.Array) -> jax.Array:
-  """`normalized_step` of columns, [..., c, 1]."""
+  """`normalized_step` of a column.
+
+  Args:
+    eta: [..., c, 1].
+    u: [..., c, i].
+
+  Returns:
+    [..., c, 1].
+  """
   return eta / (1 + eta * jnp.sum(jnp.square(u), axis=-1, keepdims=True))
 
 
@@ -299,8 +307,8 @@ def chunk_update(
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
   """Rule (A) over a chunk in parallel: equal to `token_update`.
 
-  Args and Returns: as `token_update`: u, queries [..., c, i], g [..., c, o],
-  rates [..., c], kernel and trace [..., i, o].
+  Args and Returns: as `token_update`: kernel, trace [..., i, o]; u, queries
+  [..., c, i]; g [..., c, o]; eta, alpha, beta, erase [..., c].
   """
 
   def column(x: Any) -> Any:

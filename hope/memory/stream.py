@@ -93,7 +93,7 @@ class Step(NamedTuple):
   form: rule.Form
 
   def counted(self, rate: jax.Array) -> jax.Array:
-    """Rates [b, n, c, 1] of writes, 0 at the tokens that do not count."""
+    """A rate [b, n, c, 1] of writes, set to 0 where a token does not count."""
     if self.valid is None:
       return rate
     return jnp.where(self.valid[..., None], rate, 0)

@@ -60,13 +60,18 @@ class AttentionOptions:
     choices=('none', 'llama3'),
   )
   rope_factor: float = field(
-    8.0, 'By which long wavelengths grow.', minimum=1, maximum=2**20
+    8.0, 'Factor of long wavelengths.', minimum=1, maximum=2**20
   )
   rope_low_factor: float = field(
-    1.0, 'Of the longest wavelength that is interpolated.', above=0
+    1.0,
+    'Wavelengths above rope_original / rope_low_factor grow by rope_factor.',
+    above=0,
   )
   rope_high_factor: float = field(
-    4.0, 'Of the shortest wavelength that is interpolated.', above=0
+    4.0,
+    'Wavelengths below rope_original / rope_high_factor stay; those between '
+    'the two are interpolated.',
+    above=0,
   )
   rope_original: int = field(
     8192,
@@ -172,7 +177,7 @@ class CausalAttention(nnx.Module):
 
     Args:
       x: [b, t, width].
-      state: what the piece before left; None: the sequence starts here.
+      state: returned for the previous piece; None: the sequence starts here.
       starts: bool [b, t], True where a document starts; None: nowhere.
 
     Returns:
@@ -193,8 +198,7 @@ class CausalAttention(nnx.Module):
     values = jnp.concatenate([state.v.astype(v.dtype), v], axis=1)
     distance = jnp.arange(t)[:, None] - jnp.arange(-cached, t)
     seen = (distance >= 0) & (distance <= self.max_context)
-    # Nothing is seen of what came before the document: an empty cache, or the
-    # end of another document.
+    # Mask what came before the document: an empty cache or another document.
     seen &= distance <= position[..., None]
     window = keys[:, -cached - t :], values[:, -cached - t :]
     (near, read), spoiled = finite.isolate_seen(window, seen)
@@ -294,5 +298,5 @@ PART = Part(
   levels=_levels,
   check=_check,
   divided=_divided,
-  hidden_multiple=17 / 16,  # it has no parameters of memories
+  hidden_multiple=17 / 16,  # in place of the parameters of memories
 )

@@ -196,7 +196,7 @@ class DeltaLayer(nnx.Module):
     """Queries, keys and values as the recurrence has them."""
     head, rule = q.shape[-1], self.options.rule
     if rule == 'linear_attention':
-      # The last value of a token adds up to the normaliser.
+      # A value of 1 beside v: what is read of it is the normaliser.
       one = jnp.ones_like(v[..., :1])
       v = jnp.concatenate([v, one], axis=-1)
       return jax.nn.elu(q) + 1, jax.nn.elu(k) + 1, v
@@ -216,7 +216,7 @@ class DeltaLayer(nnx.Module):
 
     Args:
       x: [b, t, width].
-      state: what the piece before left; None: the sequence starts here.
+      state: returned for the previous piece; None: the sequence starts here.
       starts: bool [b, t], True where a document starts, at a block's first
         place (`stream.run`); None: nowhere.
 

@@ -2,8 +2,8 @@
 
 Every memory of {k, v, eta, alpha, memory} (and q by option) is a residual MLP
 that learns, token by token, the pairs (k, M(v)) by rule (A) of
-`hope.memory.rule`. The paper's letter is chunk sizes of 1 and
-`anchor='zero'`.
+`hope.memory.rule`. With chunk sizes of 1, `anchor='zero'` and no bounds (see
+the deviations below) it is the paper's to the letter.
 
 Choice: the inputs of the k, v, eta, alpha and q memories are L2-normalised per
 head, like k, v and q themselves, so that every memory reads unit vectors, at
@@ -150,7 +150,7 @@ class TitansState(NamedTuple):
     projection_position: int32 [] or, where documents have started, [b], tokens
       since their chunk began; None: zero, statically.
     memory: mlp.State of `memory`.
-    memory_position: the same for `memory`.
+    memory_position: int32 [] or [b], the same for `memory`.
   """
 
   conv: jax.Array
@@ -317,11 +317,11 @@ class SelfReferentialTitans(nnx.Module):
     if self.options.self_modifying:
       projections = self._initial(self._generators(), batch)
     return TitansState(
-      self.conv.init_state(batch),
-      projections,
-      jnp.int32(0),
-      self._initial(self.memory.kernels(), batch),
-      jnp.int32(0),
+      conv=self.conv.init_state(batch),
+      projections=projections,
+      projection_position=jnp.int32(0),
+      memory=self._initial(self.memory.kernels(), batch),
+      memory_position=jnp.int32(0),
     )
 
   def __call__(
@@ -334,7 +334,7 @@ class SelfReferentialTitans(nnx.Module):
 
     Args:
       x: [b, t, width].
-      state: what the piece before left; None: the sequence starts here.
+      state: returned for the previous piece; None: the sequence starts here.
       starts: bool [b, t], True where a document starts, at a block's first
         place (`stream.run`); None: nowhere.
 
@@ -377,7 +377,13 @@ class SelfReferentialTitans(nnx.Module):
     y = self.output(placement.constrain(y, 'hidden'))
     end = None if spoiled is None else spoiled[:, -1]
     conv, projections, memory = finite.spoil((conv, projections, memory), end)
-    state = TitansState(conv, projections, position, memory, memory_position)
+    state = TitansState(
+      conv=conv,
+      projections=projections,
+      projection_position=position,
+      memory=memory,
+      memory_position=memory_position,
+    )
     return finite.spoil(y, spoiled), state
 
   def _generate(self, kernels, biases, x):

@@ -1,8 +1,8 @@
 """Devices of one machine, and how programs are compiled for them.
 
-On a CPU every core is a device of its own. One device over several cores would
-split each of a memory's small matrix products among them, which costs more than
-it gains.
+On a CPU every core is a device of its own. A single device of several cores
+would split each small matmul of a memory among them, which costs more than it
+gains.
 """
 
 import os
@@ -38,25 +38,26 @@ def compiler_options(mesh: Mesh) -> dict[str, bool | int | str]:
   if mesh.devices.flat[0].platform != 'cpu':
     return {}
   options: dict[str, bool | int | str] = {
-    # The library's sums over rows take several times as long as XLA's own.
+    # YNN's reductions over rows are several times slower than XLA's own.
     'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT',
-    # Higher levels of LLVM compile for longer, and their loops are no faster.
+    # Higher levels of LLVM compile for longer and give no faster loops.
     'xla_backend_optimization_level': 1,
-    # An order of instructions that needs less memory at a time is faster.
+    # The scheduler that minimises memory gives a faster program.
     'xla_cpu_enable_concurrency_optimized_scheduler': False,
   }
   if mesh.size > 1:
     options['xla_cpu_multi_thread_eigen'] = False
-    # A process that is suspended for a while is not to be aborted: its devices
-    # are threads, none of which can die alone.
+    # Never abort a process for a device that is late, as after a suspension:
+    # devices are threads of the process, and none can die alone.
     options['xla_cpu_collective_call_terminate_timeout_seconds'] = _DAY
   return options
 
 
 def memory_bytes() -> int:
-  """Memory of the devices of all processes, as far as it is known; else 0.
+  """Device memory of all processes; 0 where it is unknown.
 
-  CPUs of one process share the machine's. Processes are taken to have alike.
+  CPU devices of a process share the memory of the machine. All processes are
+  assumed to have the same.
   """
   devices = jax.local_devices()
   limits = [(x.memory_stats() or {}).get('bytes_limit', 0) for x in devices]
@@ -70,14 +71,14 @@ def least_bytes(
   config: ml_collections.ConfigDict | ml_collections.FrozenConfigDict,
   parameters: int,
 ) -> int:
-  """Memory that training needs at the least, by counts that are no estimate.
+  """A lower bound on the memory that training needs, in bytes.
 
-  Parameters with their gradients, the batch (inputs, targets and weights), and
-  of one micro-batch the residual stream and the logits.
+  It counts the parameters and their gradients, the batch (inputs, targets and
+  weights), and the residual stream and the logits of one micro-batch.
 
   Args:
     config: resolved.
-    parameters: that the model has at the least.
+    parameters: lower bound on those of the model.
   """
   model, data = config.model, config.data
   tokens = data.batch_size * data.seq_len
@@ -93,12 +94,12 @@ def check_memory(
 ) -> None:
   """Raises ValueError if a run cannot fit in the devices' memory.
 
-  A batch of a billion rows would keep a machine deaf for minutes, before
-  anything is compiled.
+  Unchecked, a batch of a billion rows would make the machine unresponsive for
+  minutes before anything is compiled.
 
   Args:
     config: resolved.
-    parameters: that the model has at the least, as `hope.blocks` counts them.
+    parameters: lower bound on those of the model, from `hope.blocks`.
   """
   check_fits(
     least_bytes(config, parameters),
@@ -113,7 +114,7 @@ def check_fits(needed: int, what: str) -> None:
 
   Args:
     needed: bytes.
-    what: needs them, for the message.
+    what: subject of the message, in the plural.
   """
   there = memory_bytes()
   if there and needed > there:

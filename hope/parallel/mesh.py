@@ -2,9 +2,9 @@
 
 Axes, outermost first:
 
-  data    rows of a batch; parameters are copied along it
-  fsdp    rows of a batch too; parameters and optimizer state are split along it
-          and a layer's are gathered when it is computed
+  data    rows of a batch; parameters are replicated along it
+  fsdp    rows of a batch too; parameters and optimizer state are sharded along
+          it, and a layer's are all-gathered when the layer is computed
   seq     tokens of a row between the mixers, heads within them
   tensor  heads of a mixer, hidden units of a level
 
@@ -86,8 +86,8 @@ def shape(
   Args:
     config: with the fields `mesh`, `data.batch_size` and `train.accumulate`.
     count: devices.
-    partly: whether devices may be left out where `mesh.data` is None and the
-      batch does not divide over all.
+    partly: whether devices may stay unused if `mesh.data` is None and the batch
+      does not divide over all of them.
 
   Raises:
     ValueError: if the axes do not multiply to the devices, or the batch does
@@ -95,7 +95,7 @@ def shape(
   """
   sizes = {axis: config.mesh[axis] for axis in AXES}
   slices, rows = config.mesh.slices, config.data.batch_size
-  parts = max(config.train.accumulate, 1)  # what is less is refused later
+  parts = max(config.train.accumulate, 1)  # a lower one is refused later
   rows //= parts
   for axis in (*AXES[1:], 'slices'):
     if config.mesh[axis] < 1:
@@ -163,6 +163,13 @@ def check_sizes(config: Config, sizes: Iterable[Divided]) -> None:
       )
 
 
+def _slice_of(device: jax.Device) -> int:
+  """The slice of a device: on CPUs a process stands for one, on GPUs a node."""
+  if device.platform == 'cpu':
+    return device.process_index
+  return getattr(device, 'slice_index', 0)
+
+
 def make_mesh(
   config: Config, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
@@ -182,12 +189,9 @@ def make_mesh(
   devices = devices[: math.prod(sizes.values())]
   slices, on_cpu = config.mesh.slices, devices[0].platform == 'cpu'
   on_tpu = devices[0].platform == 'tpu'
-  # On CPUs a process stands for a slice, on GPUs a node is one. Only TPUs have
-  # to be told of their slices: the other networks join all devices alike.
-  slice_of = lambda d: (
-    d.process_index if on_cpu else getattr(d, 'slice_index', 0)
-  )
-  found = len({slice_of(device) for device in devices})
+  found = len({_slice_of(device) for device in devices})
+  # Only a TPU's number of slices must be stated: the networks of CPUs and GPUs
+  # join all devices alike.
   if slices != found and (on_tpu or slices > 1):
     raise ValueError(
       f'mesh.slices={slices}, but the devices are in {found}; try mesh.slices='
@@ -215,9 +219,9 @@ def one_device() -> Mesh:
 
 
 def _parts(mesh: Mesh) -> tuple[np.ndarray, int]:
-  """The parts of a batch that this process's devices hold, and those of all.
+  """(shards of a batch on this process's devices, number of all shards).
 
-  A host of a TPU is a block of the torus: its parts need not be neighbours.
+  A host of a TPU is a block of the torus: its shards need not be neighbours.
   """
   count = math.prod(mesh.shape[axis] for axis in BATCH)
   owner = np.vectorize(lambda device: device.process_index)(mesh.devices)

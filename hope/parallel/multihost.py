@@ -32,24 +32,24 @@ STUCK = 83  # nothing happened for too long
 
 # What jax and the operating system say when another process is gone.
 _BROKEN = (jax.errors.JaxRuntimeError, TimeoutError, ConnectionError)
-# How the text of an error of the runtime begins: a ValueError where the value
-# of a collective is waited for.
+# How the message of a runtime error begins. It may be a ValueError: where the
+# result of a collective is awaited.
 _STATUS = re.compile(
   '(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN)'
   ': '
 )
-# What the user can mend although training has begun. Other errors of files are
-# the network's or the bucket's.
+# File errors that the user can mend after training has begun. All others are
+# taken to come from the network or the bucket.
 _MENDED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _ADDRESS = re.compile(
   r'(?P<host>[^\s,/:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,9}),'
   r'(?P<count>\d{1,6}),(?P<id>\d{1,6})',
   re.ASCII,
 )
-# Seconds until the first line about what is waited for, and between others.
+# Seconds until the first line that says what is awaited, and between others.
 _SAY_FIRST, _SAY_AGAIN = 5.0, 15.0
 _DAY = 86_400
-# Seconds that jax waits longer than we, as it ends in an abort.
+# Seconds that jax waits longer than we do, since it would abort.
 _LATER = 60
 # Seconds until a silent process counts as dead.
 _HEARTBEAT = 60
@@ -86,7 +86,7 @@ def _parse(distributed: str) -> tuple[str, int, int]:
 
 
 def _check_free(address: str) -> None:
-  """Makes sure that process 0 can listen: jax ends with a fault in C++.
+  """Checks that process 0 can listen on its port; jax would crash in C++.
 
   Raises:
     ValueError: if it cannot.
@@ -113,7 +113,7 @@ def _check_free(address: str) -> None:
 
 @contextlib.contextmanager
 def _said(others: str, seconds: float) -> Iterator[None]:
-  """Says what is waited for, and ends this process if it takes too long.
+  """Prints what is awaited, and ends this process if it takes too long.
 
   jax would wait in silence and then abort with a stack of C++.
   """
@@ -250,7 +250,8 @@ class ProcessesOptions:
 
   watchdog: int = field(
     100,
-    'Processes that are silent for longer end a run of several; 0: never.',
+    'A run of several processes ends if one finishes no step for so long; 0: '
+    'never.',
     unit='seconds',
     minimum=0,
   )
@@ -324,9 +325,9 @@ def fail(error: BaseException) -> NoReturn:
   One of several leaves at once: it must not wait for the others, which may be
   waiting for it.
 
-  What is said, and the code of what the user can mend, are as in
-  `hope.errors`. In training few errors are the user's to mend: there a
-  `ValueError` is a bug, and most of an `OSError`'s reasons are the network's.
+  The message and the exit code are those of `hope.errors`, except in training:
+  there a `ValueError` is a bug, and most kinds of `OSError` come from the
+  network.
   """
   training = getattr(error, 'in_training', False)
   mended = getattr(error, 'errno', None) in _MENDED

@@ -1,10 +1,10 @@
-"""Where every array lies on the mesh.
+"""How every array is sharded over the mesh.
 
-A parameter is stored as the table of the model's parameters says. A layer's
-parameters are gathered along `fsdp` when the layer is computed, and gathered
-anew in the backward pass where the layer is (`compute.remat`); their gradients
-are summed into the stored parts. Optimizer state that has the shape of its
-parameter lies like it; all other optimizer state is on every device.
+A parameter is stored as its row in the model's table says. A layer's parameters
+are all-gathered along `fsdp` when the layer is computed, and again in the
+backward pass if that recomputes the layer (`compute.remat`); their gradients
+are reduce-scattered. Optimizer state that has the shape of its parameter is
+sharded like it; all other optimizer state is replicated.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _HEADS = ('tensor', 'seq')
 
 Table = Sequence[Leaf]
 
-# Values between layers and fast weights, by what they are.
+# Shardings of activations and fast weights, by kind.
 ACTIVATIONS: dict[str, P] = {
   'tokens': P(BATCH, 'seq'),  # [b, t, width]
   'logits': P(BATCH, ('seq', 'tensor')),  # [b, t, width or v]
@@ -39,8 +39,8 @@ ACTIVATIONS: dict[str, P] = {
 def spec(table: Table, path: str) -> P:
   """How the parameter of a path, like 'blocks/0/mixer/k/up', is stored.
 
-  The stacked layers of `blocks` come before the dimensions that the table
-  speaks of, and are not split.
+  The table describes one layer; the axis of stacked layers, which parameters of
+  `blocks` have in front, is not sharded.
 
   Args:
     table: of the model (`hope.blocks.parameters`).
@@ -54,7 +54,7 @@ def spec(table: Table, path: str) -> P:
 
 
 def _used(leaf: Leaf) -> P:
-  """How a layer uses a parameter."""
+  """The sharding of a parameter while its layer is computed."""
   if leaf.used_whole:
     return P()
   return P(*(None if x == 'fsdp' else x for x in leaf.spec))
@@ -73,7 +73,8 @@ def of_params(params: Any, mesh: Mesh, table: Table) -> Any:
     table: of the model's parameters.
 
   Raises:
-    ValueError: for a leaf that no rule matches, or that does not divide.
+    ValueError: for a parameter that no row of the table describes, or whose
+      shape the mesh does not divide.
   """
 
   def sharding(keys, leaf):
@@ -128,17 +129,17 @@ def on_mesh(found: P, mesh: Any) -> P:
 
 
 def _split(found: P) -> bool:
-  """Whether the mesh in force splits anything along a spec."""
+  """Whether the current mesh shards anything that has this spec."""
   mesh = jax.sharding.get_abstract_mesh()
   return not mesh.empty and any(on_mesh(found, mesh))
 
 
 def constrain(x: Any, kind: str) -> Any:
-  """Lays values out as `ACTIVATIONS` says; without a mesh, leaves them.
+  """Constrains the sharding of values; does nothing without a mesh.
 
   Args:
     x: tree of arrays.
-    kind: a name of `ACTIVATIONS`.
+    kind: of the values, a name of `ACTIVATIONS`.
   """
   mesh = jax.sharding.get_abstract_mesh()
   found = P() if mesh.empty else on_mesh(ACTIVATIONS[kind], mesh)
@@ -148,10 +149,11 @@ def constrain(x: Any, kind: str) -> Any:
 
 
 def by_head(x: jax.Array) -> jax.Array:
-  """Exchanges tokens for heads: [b, t, heads x their width].
+  """Reshards x [b, t, heads x their width]: split by token, then by head.
 
-  Each device computes its tokens and sends what others need of them. Without
-  the first constraint the compiler gathers what they are computed from.
+  Each device computes its own tokens, then an all-to-all exchanges tokens for
+  heads. Without the first constraint the compiler all-gathers the inputs that
+  x is computed from.
   """
   return constrain(constrain(x, 'hidden'), 'heads')
 
@@ -176,17 +178,17 @@ _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
 def gather(params: Any, prefix: str, dtype: Any, table: Table) -> Any:
-  """Parameters as they are used, from those that are stored.
+  """All-gathers stored parameters for use in a layer.
 
-  Gradients go the way back: their sum over the devices is split as the
+  Gradients go the way back: they are summed over the devices and sharded as the
   parameters are stored.
-  Choice: kernels of matrix products are gathered in the type of the product,
-  and the compiler sums their gradients over devices in that type.
+  Choice: kernels of matmuls are all-gathered in the dtype of matmuls, and the
+  compiler sums their gradients over the devices in that dtype.
 
   Args:
     params: nested dict, of one layer where they are stacked.
     prefix: path of the dict in the model, like 'blocks/0'.
-    dtype: of matrix products.
+    dtype: of matmuls.
     table: of the model's parameters.
   """
 

@@ -75,7 +75,7 @@ class Case(NamedTuple):
       operands.
     slow: the same in another form, for float64.
     params: tree of float32 arrays; both are differentiated by them.
-    x: the input; they are differentiated by it too unless it is of integers.
+    x: [...], the input; they are differentiated by it too if it is a float.
   """
 
   fast: Callable[[str], Callable[[Any, Any], Any]]

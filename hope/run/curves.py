@@ -70,13 +70,13 @@ def _draw_metric(axes, records, name: str, x_name: str) -> None:
   axes.set_ylabel(_LABELS[name])
 
 
-def _draw_yardsticks(axes, yardsticks: Mapping[str, float]) -> None:
+def _draw_baselines(axes, baselines: Mapping[str, float]) -> None:
   """Draws lines with their names to the right, none upon another."""
-  for value in yardsticks.values():
+  for value in baselines.values():
     axes.axhline(value, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
   low, high = axes.get_ylim()
   below = -math.inf
-  for name, value in sorted(yardsticks.items(), key=lambda item: item[1]):
+  for name, value in sorted(baselines.items(), key=lambda item: item[1]):
     below = max(value, below + 0.045 * (high - low))
     axes.annotate(
       f'{name} {value:.3f}',
@@ -171,7 +171,7 @@ def _keys(records: list[dict[str, Any]]) -> dict[str, None]:
 
 def draw_curves(
   workdir: str | os.PathLike[str],
-  yardsticks: Mapping[str, float] | None = None,
+  baselines: Mapping[str, float] | None = None,
 ) -> pathlib.Path:
   """Draws how well a run predicts as `<workdir>/curves.png`, for one screen.
 
@@ -180,7 +180,7 @@ def draw_curves(
 
   Args:
     workdir: Directory of the run.
-    yardsticks: Values to compare with, in the unit of the upper panel, by
+    baselines: Values to compare with, in the unit of the upper panel, by
       their names; drawn as lines.
 
   Returns:
@@ -207,7 +207,7 @@ def draw_curves(
   for axes, name in zip(panels, names, strict=True):
     _draw_metric(axes, records, name, x_name)
     if axes is panels[0]:
-      _draw_yardsticks(axes, yardsticks or {})
+      _draw_baselines(axes, baselines or {})
     axes.legend(**_LEGEND)
     _style(axes, x_name if x_name == 'tokens' else 'steps')
   return _save(picture, pathlib.Path(workdir) / 'curves.png')

@@ -261,7 +261,7 @@ def _conclude(config, files, data, text, result, inner, steps) -> None:
 
   marks = baselines.of_data(data)
   (files.local / 'results.json').write_text(
-    json.dumps({'heldout': result, 'yardsticks': marks}, indent=2)
+    json.dumps({'heldout': result, 'baselines': marks}, indent=2)
   )
   names = ['results.json']
   if text is not None:

@@ -28,9 +28,9 @@ class TrainState(NamedTuple):
   Attributes:
     params: nested dict of float32 arrays.
     opt_state: of the optimizer.
-    step: int32, updates done.
-    healthy: bool; False from the first non-finite loss, gradient or update on,
-      after which no step changes anything.
+    step: int32 [], updates done.
+    healthy: bool []; False from the first non-finite loss, gradient or update
+      on, after which no step changes anything.
   """
 
   params: Any

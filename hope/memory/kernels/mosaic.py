@@ -151,7 +151,7 @@ def invert_unit_lower(lower: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def solve_unit_lower(lower: jax.Array, rhs: jax.Array) -> jax.Array:
-  """As `solve.solve_unit_lower`: [..., c, c] and [..., c, o] -> [..., c, o]."""
+  """`solve.solve_unit_lower` with lower [..., c, c] and rhs [..., c, o]."""
   return _matmul(invert_unit_lower(lower), rhs)
 
 

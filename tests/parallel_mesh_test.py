@@ -375,6 +375,6 @@ def test_sizes_that_axes_do_not_divide(fields, message):
     resolve(configured(**fields), 257)
 
 
-def test_a_parameter_without_a_rule_is_named():
+def test_a_parameter_without_a_row_is_named():
   with pytest.raises(ValueError, match='the parameter blocks/new/gate'):
     placement.spec((), 'blocks/new/gate')

@@ -324,7 +324,7 @@ def test_a_run_is_evaluated_again(finished, tmp_path):
   assert 'The model' in done.stdout and f'step {STEPS} of' in done.stdout
   found = json.loads(path.read_text())
   assert found['result'] == pytest.approx(results['heldout'], rel=1e-4)
-  assert found['baselines'] == results['yardsticks']
+  assert found['baselines'] == results['baselines']
 
 
 @pytest.mark.slow

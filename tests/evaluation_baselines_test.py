@@ -1,4 +1,4 @@
-"""The yardsticks against a slow transcription and known values."""
+"""The baselines against a slow transcription and known values."""
 
 import collections
 import lzma

@@ -224,34 +224,42 @@ def test_metrics_are_of_stacked_layers(name):
 
 
 @over_cases
-def test_measuring_changes_nothing_but_what_is_measured(name, x64):
-  params, run = compiled(name)
-  y, end = run(params, inputs(), None, None)
-  module = build(name)
-  module.set_attributes(measures=True, raise_if_not_found=False)
-  graph, _ = nnx.split(module)
+def test_memories_measure_their_losses_where_asked(name):
+  case = CASES[name]
 
-  @jit
-  def measure(params, x):
-    module = nnx.merge(graph, params)
-    y, state = module(x, None, None)
-    return y, state, nnx.to_pure_dict(nnx.pop(module, InnerLosses))
+  def call(measures):
+    module = case.part.build(SIZES, case.options, rngs=nnx.Rngs(0))
+    if measures:
+      module.set_attributes(measures=True, raise_if_not_found=False)
+    result = module(inputs().astype(jnp.float32), None, None)
+    return result, nnx.to_pure_dict(nnx.pop(module, InnerLosses))
 
-  *again, losses = measure(params, inputs())
-  assert_same(jax.tree.leaves(again), jax.tree.leaves((y, end)), BAR)
-  assert not nnx.to_pure_dict(nnx.pop(build(name), InnerLosses))
-  for values in jax.tree.leaves(losses):
-    assert values.shape == (BATCH, LENGTH)
-    assert np.isfinite(values).all()
-  learns = {'titans', 'titans static', 'cms in_context'}
-  assert bool(losses) == (name in learns)
+  plain, nothing = jax.eval_shape(lambda: call(False))
+  result, losses = jax.eval_shape(lambda: call(True))
+  assert result == plain and not nothing
+  measured = {
+    path[-1].key: values.shape
+    for path, values in jax.tree_util.tree_leaves_with_path(losses)
+  }
+  memories = {
+    'titans': ['memory', 'v', 'k', 'eta', 'alpha'],
+    'titans static': ['memory'],
+    'cms in_context': ['cms_level_0', 'cms_level_1'],
+  }
+  assert measured == dict.fromkeys(memories.get(name, []), (BATCH, LENGTH))
+
+
+def measure(module, x):
+  """Its inner losses, [b, t] by name."""
+  module(x)
+  return nnx.to_pure_dict(nnx.pop(module, InnerLosses))['inner_losses']
 
 
 def test_in_context_levels_start_from_the_loss_of_their_parameters(x64):
   module = build('cms in_context').level_0
   x = inputs()
   module.set_attributes(measures=True)
-  module(x)
+  measured = nnx.jit(measure)(module, x)['cms_level_0']
   get = lambda p: np.asarray(p[...], np.float64)
   z = np.asarray(x) / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + 1e-6)
   z *= get(module.norm.scale)
@@ -260,7 +268,6 @@ def test_in_context_levels_start_from_the_loss_of_their_parameters(x64):
   k, v = SIZES.width**0.5 * unit(k), unit(v)
   prediction = reference.silu(k @ get(module.up)) @ get(module.down)
   expected = 0.5 * np.square(prediction - v).sum(-1)
-  measured = module.inner_losses.get_value()['cms_level_0']
   # The first chunk, of two tokens, is learned at the initial state.
   assert relative(measured[:, :2], expected[:, :2]) <= BAR
   assert relative(measured[:, 2:], expected[:, 2:]) > 1e-3

@@ -21,6 +21,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from hope.evaluation import heldout
 from hope.feedforward.cms import CMSOptions, ContinuumMemory
 from hope.layers.convolution import CausalConvolution
 from hope.memory import stream
@@ -441,6 +442,14 @@ def test_inner_losses_of_rows_are_those_of_their_documents():
   np.testing.assert_array_equal(together.tokens[8:], 0)
   for name, values in together.inner_losses.items():
     assert relative(values[:8], alone.inner_losses[name]) <= 1e-5, name
+  # Two batches of the same have the same means; no document has a ninth token.
+  _, inner = heldout.evaluate(step, params, [batch, batch], None)
+  for name, mean in inner.means().items():
+    expected = np.sum(alone.inner_losses[name]) / 48
+    np.testing.assert_allclose(mean, expected, rtol=1e-5)
+    assert np.isnan(inner.by_position[name][8:]).all()
+    kept = inner.to_dict()['by_position'][name]
+    assert None not in kept[:8] and set(kept[8:]) == {None}
 
 
 @pytest.mark.slow

@@ -99,14 +99,13 @@ def evaluate(
     name: float(sum(getattr(s, name) for s in sums)) / weight
     for name in ('loss', 'accuracy')
   }
-  total = jax.tree.map(
-    lambda *x: np.sum(x, axis=0, dtype=np.float64),
-    *((s.inner_losses, s.tokens) for s in sums),
-  )
-  losses, tokens = total
+  tokens = np.sum([s.tokens for s in sums], axis=0, dtype=np.float64)
   with np.errstate(invalid='ignore'):
-    losses = {name: x / tokens for name, x in losses.items()}
-  inner = InnerLosses(losses, tokens)
+    by_position = {
+      name: np.sum([s.inner_losses[name] for s in sums], 0, np.float64) / tokens
+      for name in sums[0].inner_losses
+    }
+  inner = InnerLosses(by_position, tokens)
   return values | bits_per_byte(values['loss'], bytes_per_token), inner
 
 

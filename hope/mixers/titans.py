@@ -369,9 +369,11 @@ class SelfReferentialTitans(nnx.Module):
       projected, beta, state, starts
     )
     if self.measures:
-      losses = [x.mean((2, 3)) for x in (*remembering, *generating)]
-      names = ['memory', *_generated(options.q_memory)][: len(losses)]
-      losses = dict(zip(names, losses, strict=True))
+      names = ['memory']
+      if options.self_modifying:
+        names += _generated(options.q_memory)
+      losses = zip(names, (*remembering, *generating), strict=True)
+      losses = {name: x.mean((2, 3)) for name, x in losses}
       self.inner_losses = InnerLosses(finite.spoil(losses, spoiled))
     y = self.norm(y).reshape(batch, t, -1).astype(self.dtype)
     y = self.output(placement.constrain(y, 'hidden'))

@@ -243,8 +243,13 @@ def eval_step(graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
 
   def step(params, batch):
     metrics, losses, counts = with_inner_losses(nnx.merge(graph, params), batch)
-    weight = batch['weights'].sum()
-    return Sums(metrics['loss'], metrics['accuracy'], weight, losses, counts)
+    return Sums(
+      loss=metrics['loss'],
+      accuracy=metrics['accuracy'],
+      weight=batch['weights'].sum(),
+      inner_losses=losses,
+      tokens=counts,
+    )
 
   return jax.jit(
     _on(mesh, step),

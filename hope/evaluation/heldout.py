@@ -99,10 +99,14 @@ def evaluate(
     name: float(sum(getattr(s, name) for s in sums)) / weight
     for name in ('loss', 'accuracy')
   }
-  tokens = np.sum([s.tokens for s in sums], axis=0, dtype=np.float64)
+
+  def total(arrays: list[jax.Array]) -> np.ndarray:
+    return np.stack(arrays).astype(np.float64).sum(axis=0)
+
+  tokens = total([s.tokens for s in sums])
   with np.errstate(invalid='ignore'):
     by_position = {
-      name: np.sum([s.inner_losses[name] for s in sums], 0, np.float64) / tokens
+      name: total([s.inner_losses[name] for s in sums]) / tokens
       for name in sums[0].inner_losses
     }
   inner = InnerLosses(by_position, tokens)

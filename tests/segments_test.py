@@ -180,7 +180,8 @@ LAYERS = {
   'cms_outer': (functools.partial(cms, 'sequential', 'outer'), 1),
   'attention': (attention, 1),
 }
-QUICK = ('zero', 'cms_sequential', 'cms_outer', 'attention')
+# The contract test of parts has the others in a small form.
+QUICK = ('cms_outer', 'attention')
 
 
 @pytest.mark.parametrize(

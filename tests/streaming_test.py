@@ -97,6 +97,7 @@ def test_pieces_are_the_whole(name):
     assert_same(piece_state, state, STREAM_BAR)
 
 
+@pytest.mark.slow
 def test_blocks_smaller_than_their_chunk(monkeypatch):
   """A chunk of 128 in blocks of 64, 32 and 128, whole and in pieces."""
   layer = titans(chunk_size=128, projection_chunk_size=128)

@@ -1,6 +1,7 @@
 """The blocks of a model: what `model.pattern` says, and their parameters."""
 
 import ast
+from collections.abc import Iterator
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -166,6 +167,13 @@ def parameters(config: Config) -> tuple[Leaf, ...]:
   return tuple(table)
 
 
+def _parts(config: Config) -> Iterator[tuple[Sizes, Part, Any]]:
+  """Sizes, part and options of every mixer and feed-forward of the pattern."""
+  for block in pattern(config):
+    for chosen in block.parts.values():
+      yield block.sizes, chosen.part, chosen.options
+
+
 def divided(config: Config) -> list[Divided]:
   """The sizes of a model that the axes of its mesh must divide."""
   model = config.model
@@ -174,31 +182,26 @@ def divided(config: Config) -> list[Divided]:
     Divided('data.seq_len', config.data.seq_len, ('seq', 'tensor')),
     Divided('model.width', model.width, ('fsdp', 'tensor')),
   ]
-  for block in pattern(config):
-    for chosen in block.parts.values():
-      found += chosen.part.divided(block.sizes, chosen.options)
+  for sizes, part, options in _parts(config):
+    found += part.divided(sizes, options)
   return found
 
 
 def least_parameters(config: Config) -> int:
   """A lower bound on the parameters of a resolved configuration's model."""
-  model, specs = config.model, pattern(config)
+  model = config.model
   of_blocks = sum(
-    chosen.part.least_parameters(block.sizes, chosen.options)
-    for block in specs
-    for chosen in block.parts.values()
+    part.least_parameters(sizes, options)
+    for sizes, part, options in _parts(config)
   )
-  repeats = model.num_layers // len(specs)
+  repeats = model.num_layers // len(pattern(config))
   return repeats * of_blocks + model.width * (model.vocab_size or 1)
 
 
 def chunks(config: Config) -> list[int]:
   """Chunk sizes of all memories of the model, in tokens."""
   return [
-    size
-    for block in pattern(config)
-    for chosen in block.parts.values()
-    for size in chosen.part.chunks(chosen.options)
+    size for _, part, options in _parts(config) for size in part.chunks(options)
   ]
 
 
@@ -215,6 +218,5 @@ def check(config: Config) -> None:
       f'blocks of model.pattern={model.pattern!r}; try '
       f'{-(-model.num_layers // count) * count}.'
     )
-  for block in pattern(config):
-    for chosen in block.parts.values():
-      chosen.part.check(block.sizes, chosen.options)
+  for sizes, part, options in _parts(config):
+    part.check(sizes, options)

@@ -87,8 +87,8 @@ def abstract_state(
   """The model's structure, and shapes and shardings of a training state.
 
   Raises:
-    ValueError: for a parameter that no rule of `hope.parallel.placement`
-      matches, or if `compute.kernel` is not written for the devices.
+    ValueError: for a parameter that no row of the model's table describes, or
+      if `compute.kernel` is not written for the devices.
   """
   platform = mesh.devices.flat[0].platform
   kernel = config.compute.kernel

@@ -167,7 +167,7 @@ def parameters(config: Config) -> tuple[Leaf, ...]:
   return tuple(table)
 
 
-def _parts(config: Config) -> Iterator[tuple[Sizes, Part, Any]]:
+def parts(config: Config) -> Iterator[tuple[Sizes, Part, Any]]:
   """Sizes, part and options of every mixer and feed-forward of the pattern."""
   for block in pattern(config):
     for chosen in block.parts.values():
@@ -182,7 +182,7 @@ def divided(config: Config) -> list[Divided]:
     Divided('data.seq_len', config.data.seq_len, ('seq', 'tensor')),
     Divided('model.width', model.width, ('fsdp', 'tensor')),
   ]
-  for sizes, part, options in _parts(config):
+  for sizes, part, options in parts(config):
     found += part.divided(sizes, options)
   return found
 
@@ -192,7 +192,7 @@ def least_parameters(config: Config) -> int:
   model = config.model
   of_blocks = sum(
     part.least_parameters(sizes, options)
-    for sizes, part, options in _parts(config)
+    for sizes, part, options in parts(config)
   )
   repeats = model.num_layers // len(pattern(config))
   return repeats * of_blocks + model.width * (model.vocab_size or 1)
@@ -201,7 +201,7 @@ def least_parameters(config: Config) -> int:
 def chunks(config: Config) -> list[int]:
   """Chunk sizes of all memories of the model, in tokens."""
   return [
-    size for _, part, options in _parts(config) for size in part.chunks(options)
+    size for _, part, options in parts(config) for size in part.chunks(options)
   ]
 
 
@@ -218,5 +218,5 @@ def check(config: Config) -> None:
       f'blocks of model.pattern={model.pattern!r}; try '
       f'{-(-model.num_layers // count) * count}.'
     )
-  for sizes, part, options in _parts(config):
+  for sizes, part, options in parts(config):
     part.check(sizes, options)

@@ -19,7 +19,7 @@ import rich.box
 import rich.table
 
 from hope import command_line, optimizer
-from hope.blocks import parameters, pattern
+from hope.blocks import parameters, parts
 from hope.model import Hope
 from hope.parts import Leaf, Level, find, per_step
 
@@ -58,9 +58,8 @@ def _fast(config: ml_collections.FrozenConfigDict) -> list[Level]:
   """Levels whose state moves within a sequence; equal blocks share theirs."""
   found = [
     level
-    for block in pattern(config)
-    for chosen in block.parts.values()
-    for level in chosen.part.levels(block.sizes, chosen.options)
+    for sizes, part, options in parts(config)
+    for level in part.levels(sizes, options)
   ]
   return list(dict.fromkeys(found))
 

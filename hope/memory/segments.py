@@ -24,3 +24,22 @@ def since_start(starts: jax.Array, position: jax.Array | int) -> jax.Array:
   place = jnp.arange(starts.shape[1])
   before = -jnp.broadcast_to(position, starts.shape[:1])[:, None]
   return place - lax.cummax(jnp.where(starts, place, before), axis=1)
+
+
+def positions(
+  position: jax.Array, t: int, starts: jax.Array | None
+) -> jax.Array:
+  """Place of each token of a piece in its document, 0 at the first one.
+
+  Args:
+    position: int32 [] or [b], that of the piece's first token, if it starts no
+      document.
+    t: tokens of the piece.
+    starts: bool [b, t], True where a document starts; None: nowhere.
+
+  Returns:
+    int32 [t] or [b, t].
+  """
+  if starts is None:
+    return position[..., None] + jnp.arange(t)
+  return since_start(starts, position)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from hope.fields import field
 from hope.layers import rotary
 from hope.memory import finite
-from hope.memory.segments import since_start
+from hope.memory.segments import positions
 from hope.parallel import placement
 from hope.parts import (
   BY_HEAD,
@@ -187,10 +187,7 @@ class CausalAttention(nnx.Module):
     cached = 0 if state is None else self.max_context
     state = self.init_state(b) if state is None else state
     q, k, v = self._project(x)
-    if starts is None:
-      position = state.position[..., None] + jnp.arange(t)
-    else:
-      position = since_start(starts, state.position)
+    position = positions(state.position, t, starts)
     frequency = self._frequencies()
     q = rotary.rotate(q, position, frequency)
     k = rotary.rotate(k, position, frequency)

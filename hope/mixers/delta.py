@@ -36,7 +36,7 @@ from hope.layers.convolution import CausalConvolution
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, linear, mlp, stream
-from hope.memory.segments import since_start
+from hope.memory.segments import positions
 from hope.parallel import placement
 from hope.parts import (
   BY_HEAD,
@@ -230,10 +230,7 @@ class DeltaLayer(nnx.Module):
     q, k, v, conv = self._read_inputs(x, state, starts)
     position = place = state.position
     if self._rotates:
-      if starts is None:
-        place = state.position[..., None] + jnp.arange(t)
-      else:
-        place = since_start(starts, state.position)
+      place = positions(state.position, t, starts)
       position = place[..., -1] + 1
     q, k, v = self._features(q, k, v, place)
     y, memory, memory_position = linear.remember(

@@ -20,8 +20,24 @@ import ml_collections
 from ml_collections import config_flags
 
 from hope import errors, experiment_files, signals
-from hope.fields import Field, shown
+from hope.fields import Field, nearest, shown
 
+# Fields of earlier versions, and what they are now.
+RENAMED = {
+  'model.mixer': 'model.pattern',
+  'model.titans.kernel': 'compute.kernel',
+  'model.remat': 'compute.remat',
+  'train.watchdog': 'processes.watchdog',
+  'data.read_ahead': 'reading.ahead',
+  'data.tfds_dir': 'reading.tfds_dir',
+  'train.checkpoint_every': 'checkpoint.every',
+  'train.keep': 'checkpoint.keep',
+  'train.keep_every': 'checkpoint.keep_every',
+  'train.keep_best': 'checkpoint.keep_best',
+  'train.log_every': 'log.every',
+  'train.eval_every': 'evals.every',
+  'train.eval_batches': 'evals.batches',
+}
 # Objects that are made between two searches for unreachable cycles.
 _OBJECTS = 200_000
 # Columns of a table that is not shown on a terminal.
@@ -32,7 +48,48 @@ class _ExperimentParser(config_flags.config_flags.ConfigFileFlagParser):
   """Reads an experiment, which is named or a file."""
 
   def parse(self, path: str) -> Any:
-    return super().parse(experiment_files.resolve(path))
+    config = super().parse(experiment_files.resolve(path))
+    if isinstance(config, ml_collections.ConfigDict):
+      _check_overrides(config, sys.argv)  # where ml_collections finds them
+    return config
+
+
+def _check_overrides(
+  config: ml_collections.ConfigDict, argv: Sequence[str]
+) -> None:
+  """Raises ValueError for a flag of a field that the configuration lacks.
+
+  ml_collections would say the last part of the field's name alone.
+  """
+  for word in argv:
+    match = re.match(r'--?config\.([\w.]+)', word)
+    if match is None or _has(config, match[1]):
+      continue
+    path = match[1]
+    hint = nearest(path, _paths(config))
+    if path in RENAMED:
+      hint = f' It is now {RENAMED[path]}; see CHANGELOG.md.'
+    raise ValueError(f'{path} is no field of a configuration.{hint}')
+
+
+def _has(config: Any, path: str) -> bool:
+  """Whether a configuration has a field or a section at a path."""
+  for name in path.split('.'):
+    if not isinstance(config, ml_collections.ConfigDict) or name not in config:
+      return False
+    config = config[name]
+  return True
+
+
+def _paths(config: ml_collections.ConfigDict, prefix: str = '') -> list[str]:
+  """The paths of all fields of a configuration."""
+  paths = []
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      paths += _paths(value, f'{prefix}{name}.')
+    else:
+      paths.append(prefix + name)
+  return paths
 
 
 def define_config(values: flags.FlagValues) -> None:

@@ -24,7 +24,7 @@ RUNTIME_VERSIONS = {
 
 # What a worker needs of this checkout; command.sh comes to it.
 COPIED = (
-  *('README.md', 'LICENSE', 'setup.cfg', 'pyproject.toml'),
+  *('README.md', 'LICENSE', 'setup.py', 'setup.cfg', 'pyproject.toml'),
   *('requirements.txt', 'hope', 'optimizers', 'experiments', 'launch'),
 )
 

@@ -1,6 +1,7 @@
 """How commands start, what they print, how they end."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from experiments import (
 )
 from hope import command_line, errors
 from hope.commands import describe, evaluate, generate, train
+from hope.config import FIELDS
 from hope.profiling import accelerator, aot, throughput
 
 COMMANDS = {
@@ -243,7 +245,12 @@ def get_config(arg=''):
     ([':act=return {}'], 'must return a ConfigDict'),
     (['.none'], "No such file or directory: '.*x.py.none'"),
     (['', '--config.train.steps=x'], 'config.train.steps=x: invalid literal'),
-    (['', '--config.train.stepz=3'], 'Did you mean "steps"'),
+    (
+      ['', '--config.train.stepz=3'],
+      r'train.stepz is no field of a configuration. Did you mean train.steps\?$',
+    ),
+    (['', '--config.train.keep=3'], r'train.keep .* now checkpoint.keep; see'),
+    (['', '--config.data.none.a=3'], 'data.none.a is no field'),
     (['', '--config.model=3'], "Failed to parse '3' as a ConfigDict"),
     (['', 'hello'], "'hello' is not a flag"),
     (['', '--none=1'], "Unknown command line flag 'none'"),
@@ -264,6 +271,18 @@ def test_a_mistake_in_a_flag_is_a_line(
   with pytest.raises(ValueError, match=message) as error:
     command_line.parse(values, argv)
   assert '\n' not in str(error.value)
+
+
+def test_renamed_fields_are_those_of_the_changelog():
+  """Each old name leads to a field, and the page has the same pairs."""
+  text = (ROOT / 'CHANGELOG.md').read_text()
+  pairs = {}
+  for old, new in re.findall(r'^\| (`\w+\..*`) \| (`.*`) \|$', text, re.M):
+    names = (re.findall(r'`([\w.]+)', cell) for cell in (old, new))
+    pairs |= dict(zip(*names, strict=True))
+  assert pairs == command_line.RENAMED
+  assert not FIELDS.keys() & pairs.keys()
+  assert FIELDS.keys() >= set(pairs.values())
 
 
 def test_a_word_without_end_is_cut():

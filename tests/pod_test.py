@@ -1,5 +1,6 @@
 """What launch/pod.py would run: plans, messages, shell scripts."""
 
+import configparser
 import json
 import math
 import os
@@ -9,10 +10,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import pod_cases
 from pod_cases import pod
 import pod_check
+import pod_gcloud
 import pytest
 
 from experiments import smoke
@@ -100,6 +103,23 @@ def test_tpu_vm():
     f'{alive} {place}',
     f'gcloud compute tpus queued-resources delete r1 --force {place}',
   ]
+
+
+def test_what_a_tpu_vm_gets_can_be_installed(tmp_path):
+  """The archive has every file that building the package reads."""
+  options = pod.parse([*TPU_VM, *COMMON])
+  (tmp_path / 'command.sh').touch()
+  pack = pod_gcloud.Commands(options, str(tmp_path)).pack()
+  subprocess.run(pack.argv, check=True)
+  with tarfile.open(tmp_path / 'hope-r1.tar.gz') as archive:
+    names = set(archive.getnames())
+  stated = configparser.ConfigParser()
+  stated.read(pod_cases.ROOT / 'setup.cfg')
+  metadata = stated['metadata']
+  texts = metadata['long_description'], stated['options']['install_requires']
+  files = [text.removeprefix('file: ') for text in texts]
+  files += [metadata['license_files'], 'setup.py', 'setup.cfg']
+  assert {*files, 'pyproject.toml', 'experiments/smoke.py'} <= names
 
 
 def examples():

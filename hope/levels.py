@@ -64,13 +64,17 @@ def _fast(config: ml_collections.FrozenConfigDict) -> list[Level]:
   return list(dict.fromkeys(found))
 
 
-def _slow(config: ml_collections.FrozenConfigDict) -> list[Level]:
-  """Levels that are parameters, and the memories of the optimizer."""
+def _slow(leaves: list[tuple[Leaf, int]]) -> list[Level]:
+  """Levels that are parameters.
+
+  Args:
+    leaves: row and size of every parameter.
+  """
   sizes: dict[tuple[str, int, str], int] = {}
-  for leaf, size in _parameters(config):
+  for leaf, size in leaves:
     row = leaf.component, leaf.period, leaf.passes_on
     sizes[row] = sizes.get(row, 0) + size
-  levels = [
+  return [
     Level(
       component=name,
       frequency=per_step(period),
@@ -81,7 +85,6 @@ def _slow(config: ml_collections.FrozenConfigDict) -> list[Level]:
     )
     for (name, period, passes_on), size in sizes.items()
   ]
-  return levels + _optimizer(config)
 
 
 # The memories of each rule of `hope.optimizer`: component, objective (or what
@@ -122,10 +125,17 @@ _MEMORIES: dict[str, tuple[tuple[str, str, str], ...]] = {
 }
 
 
-def _optimizer(config: ml_collections.FrozenConfigDict) -> list[Level]:
-  """The optimizer's memories, for each period and rule of the parameters."""
+def _optimizer(
+  config: ml_collections.FrozenConfigDict, leaves: list[tuple[Leaf, int]]
+) -> list[Level]:
+  """The optimizer's memories, for each period and rule of the parameters.
+
+  Args:
+    config: a resolved configuration.
+    leaves: row and size of every parameter.
+  """
   sizes: dict[tuple[int, str], int] = {}
-  for leaf, size in _parameters(config):
+  for leaf, size in leaves:
     key = leaf.period, optimizer.kind(config, leaf)
     sizes[key] = sizes.get(key, 0) + size
   levels = []
@@ -176,7 +186,9 @@ def levels(config: ml_collections.FrozenConfigDict) -> list[Level]:
   Raises:
     ValueError: if a parameter of the model belongs to no component.
   """
-  return sorted(_fast(config) + _slow(config), key=_order)
+  leaves = _parameters(config)  # traces the model
+  found = _fast(config) + _slow(leaves) + _optimizer(config, leaves)
+  return sorted(found, key=_order)
 
 
 def table(config: ml_collections.FrozenConfigDict) -> str:

@@ -333,7 +333,10 @@ def m3(
       None where a leaf is no matrix; or a function from the parameters to one.
       None: `matrix_axes`, leaves of two axes.
     others: for the leaves that are no matrices, learning rate and all; None:
-      AdamW with the five arguments below.
+      AdamW with the five arguments below. It is optax's, which squares the
+      gradient: in float32, an entry above 1.8e19 makes its second moment
+      infinite, and that entry does not move again. `scale_by_m3` keeps the
+      root of V, and has no such bound.
     adam_learning_rate: None: learning_rate.
     adam_b1: decay of AdamW's first moment.
     adam_b2: decay of its second moment.

@@ -440,7 +440,7 @@ def test_user_errors_come_before_compilation(
     (['--config=smok'], 'Did you mean smoke?'),
     (
       ['--config={home}/tiny.py', '--config.train.stepps=3', '--workdir=x'],
-      'Did you mean "steps"',
+      'Did you mean train.steps?',
     ),
     (['--config={home}/absent.py', '--workdir=x'], 'absent.py'),
   ],

@@ -176,6 +176,19 @@ def test_slow_momentum_is_slower_than_its_level():
   assert ('AdamW first moment (1 per step)', '1 per step') in rows
 
 
+def test_the_model_is_traced_once(monkeypatch):
+  calls = []
+
+  def parameters(config):
+    calls.append(config)
+    return found(config)
+
+  found = levels_lib._parameters
+  monkeypatch.setattr(levels_lib, '_parameters', parameters)
+  assert levels_lib.levels(make())
+  assert len(calls) == 1
+
+
 def test_unknown_parameter_is_named():
   table = blocks.parameters(make())
   with pytest.raises(ValueError, match=r'blocks/0/mixer/new/kernel: add one'):

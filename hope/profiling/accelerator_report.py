@@ -137,7 +137,10 @@ def show(content: dict[str, Any], console: rich.console.Console) -> None:
   for outcome in content['parts']:
     if outcome['status'] == 'done':
       by_kind.setdefault(outcome['kind'], []).append(outcome)
-  only = lambda kind: [x['result'] for x in by_kind.get(kind, [])]
+
+  def only(kind):
+    return [x['result'] for x in by_kind.get(kind, [])]
+
   tables = [_machine(content, x) for x in only('machine')]
   if 'peaks' in by_kind:
     tables.append(_peaks(only('peaks')))

@@ -145,23 +145,27 @@ def compile_step(config: Any, devices: Sequence[Any], chip: Chip) -> Report:
   )
 
 
+def _gib(size: float) -> str:
+  """Bytes as text, in GiB."""
+  return f'{size / GIB:,.2f} GiB'
+
+
 def report(result: Report, topology: str, chip: Chip) -> None:
   """Prints a result as a table, and what it assumes."""
   table = rich.table.Table(
     f'one step on {topology}', box=rich.box.SIMPLE_HEAD, show_header=True
   )
   table.add_column('', justify='right')
-  gib = lambda x: f'{x / GIB:,.2f} GiB'
   share = result.memory_bytes / result.memory_limit_bytes
   rows = {
     'parameters': f'{result.parameters:,}',
     'mesh': ' x '.join(f'{k} {v}' for k, v in result.mesh.items()),
     'batch': f'{result.batch_size} x {result.seq_len:,} tokens',
     'compiled in': f'{result.compile_seconds:.0f} s',
-    'memory per chip': f'{gib(result.memory_bytes)} of '
-    f'{gib(result.memory_limit_bytes)} ({share:.0%})',
-    '  of that state': gib(result.argument_bytes),
-    '  of that temporary': gib(result.temporary_bytes),
+    'memory per chip': f'{_gib(result.memory_bytes)} of '
+    f'{_gib(result.memory_limit_bytes)} ({share:.0%})',
+    '  of that state': _gib(result.argument_bytes),
+    '  of that temporary': _gib(result.temporary_bytes),
     'model FLOPs per chip': f'{result.model_flops / 1e12:,.2f} T',
     'executed FLOPs per chip': f'{result.executed_flops / 1e12:,.2f} T',
     'main memory traffic': f'{result.main_memory_bytes / 1e9:,.1f} GB',
@@ -275,7 +279,9 @@ def search(
     if fits:
       found.append((result, fields))
 
-  best = lambda: max(found, key=lambda x: x[0].tokens_per_second)
+  def best():
+    return max(found, key=lambda x: x[0].tokens_per_second)
+
   resolved = resolve(config, vocab_size)
   own, *others = settings(resolved)
   places = meshes(resolved, len(devices))

@@ -69,9 +69,8 @@ def open_topology(name: str, gpu_target: str = '') -> tuple[Chip, list[Any]]:
   flat = generation in ('v5e', 'v6e')
   shapes = _FLAT_SHAPES if flat else _CUBE_SHAPES
   if shape not in shapes:
-    chips = math.prod(map(int, re.findall(r'[1-9]\d*', shape)))
-    size = lambda x: math.prod(map(int, x.split('x')))
-    near = min(shapes, key=lambda x: abs(size(x) - chips))
+    chips = _chips(shape)
+    near = min(shapes, key=lambda x: abs(_chips(x) - chips))
     raise ValueError(
       f'--topology={name!r} does not exist; try {generation}:{near}. Shapes of '
       f'{generation}: {", ".join(shapes)}.'
@@ -80,6 +79,11 @@ def open_topology(name: str, gpu_target: str = '') -> tuple[Chip, list[Any]]:
   if generation == 'v4':
     options['chip_config_name'] = 'megacore'
   return CHIPS[generation], _open(name, 'tpu', topology_name=name, **options)
+
+
+def _chips(shape: str) -> int:
+  """The chips of a shape such as 4x4x4; what is no number does not count."""
+  return math.prod(map(int, re.findall(r'[1-9]\d*', shape)))
 
 
 def _open(name: str, platform: str, **options: Any) -> list[Any]:

@@ -164,8 +164,9 @@ def train_step(
     if parts == 1:
       sums, grads, seen = grad(state.params, batch)
     else:
-      # Every part has rows of every device.
-      split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+      def split(x):  # every part has rows of every device
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
       def add(total, part):
         return jax.tree.map(jnp.add, total, grad(state.params, part)), None

@@ -25,12 +25,12 @@ from absl import logging
 from etils import epath
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from hope import errors
+from hope.run import leaves as leaves_lib
 from hope.run import manifest
 from hope.run import workdir as workdir_lib
 
@@ -57,41 +57,6 @@ class CheckpointError(errors.MendableError):
 
 class _RefusedError(Exception):
   """A checkpoint is damaged."""
-
-
-def _is_key(leaf: Any) -> bool:
-  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _target(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
-  """Returns what Orbax is to restore for a leaf; the numbers of a key."""
-  sharding = leaf.sharding
-  if sharding is None:
-    if jax.process_count() > 1:
-      raise ValueError(
-        f'The abstract state gives no sharding for {name}; with several '
-        'processes every leaf needs one.'
-      )
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  if _is_key(leaf):
-    leaf = jax.eval_shape(jax.random.key_data, leaf)
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _place(value: jax.Array | None, leaf: Any, target: Any) -> jax.Array:
-  """Turns what Orbax restored into an array like leaf.
-
-  A leaf that is not bound to a device gives an array that is not either, as a
-  computation may use it together with arrays on any devices.
-  """
-  if value is None:
-    value = jnp.zeros(target.shape, target.dtype, device=target.sharding)
-  if leaf.sharding is None or not getattr(leaf, 'committed', True):
-    value = jnp.asarray(np.asarray(value))
-  if _is_key(leaf):
-    impl = jax.random.key_impl(jnp.empty((), leaf.dtype))
-    value = jax.random.wrap_key_data(value, impl=impl)
-  return value
 
 
 def _all_agree(ok: bool) -> bool:
@@ -248,7 +213,7 @@ class Checkpointer:
     )
     # Orbax writes neither arrays without elements nor trees without arrays.
     arrays = {
-      name: jax.random.key_data(leaf) if _is_key(leaf) else leaf
+      name: leaves_lib.numbers(leaf)
       for name, leaf in leaves.items()
       if leaf.size
     }
@@ -376,7 +341,9 @@ class Checkpointer:
         'Restore it with the configuration and the version that wrote it, or '
         'use another directory.'
       )
-    targets = {name: _target(name, leaf) for name, leaf in wanted.items()}
+    targets = {
+      name: leaves_lib.target(name, leaf) for name, leaf in wanted.items()
+    }
     saved = {name: target for name, target in targets.items() if target.size}
     arguments: Any = ocp.args.StandardRestore(saved)
     if partly:
@@ -393,7 +360,7 @@ class Checkpointer:
       message = f'its arrays cannot be read: {_one_line(error)}'
       raise _RefusedError(message) from error
     leaves = {
-      name: _place(arrays.get(name), leaf, targets[name])
+      name: leaves_lib.place(arrays.get(name), leaf, targets[name])
       for name, leaf in wanted.items()
     }
     damaged = manifest.damaged(content, leaves)

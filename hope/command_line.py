@@ -262,7 +262,7 @@ def run(
 ) -> None:
   """Runs a program and ends the process.
 
-  What the user can mend is one line on the standard error and exit code 2. What
+  What the user can fix is one line on the standard error and exit code 2. What
   is compiled is kept for the next start.
 
   Args:

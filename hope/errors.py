@@ -1,8 +1,8 @@
-"""How a program ends: one line where the user can mend it, else a traceback.
+"""How a program ends: one line where the user can fix it, else a traceback.
 
 Only the standard library is imported, so that every command can use it. A
 `ValueError` or an `OSError` that reaches a command is taken for the user's to
-mend: that is how all of the code raises what it checks.
+fix: that is how all of the code raises what it checks.
 """
 
 import re
@@ -11,7 +11,7 @@ import traceback
 
 # Exit codes of a program.
 FAILED = 1  # it cannot go on: a loss that is not finite, a bug
-MISUSED = 2  # something that the user can mend
+MISUSED = 2  # something that the user can fix
 
 # A word that is longer than a message should be, and its two ends.
 _LONG = re.compile(r'(\S{100})\S{200,}(\S{20})')
@@ -27,8 +27,8 @@ class ExplainedError(RuntimeError):
   exit_code = FAILED
 
 
-class MendableError(ExplainedError):
-  """The same, where the user can mend it."""
+class FixableError(ExplainedError):
+  """The same, where the user can fix it."""
 
   exit_code = MISUSED
 

@@ -6,7 +6,7 @@
 
 --dry-run prints every command and file and runs nothing. launch/README.md says
 what each back end needs. Exit codes: those of training; 2 for something that
-the user can mend; 130 if interrupted while the run goes on elsewhere.
+the user can fix; 130 if interrupted while the run goes on elsewhere.
 """
 
 import argparse

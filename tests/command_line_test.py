@@ -155,7 +155,7 @@ def program(act, **environment):
   [
     ('ValueError("x=1 must be 2.")', 2, 'error: x=1 must be 2.'),
     ('OSError(28, "The disk is full")', 2, '[Errno 28] The disk is full'),
-    ('errors.MendableError("Copy it.")', 2, 'error: Copy it.'),
+    ('errors.FixableError("Copy it.")', 2, 'error: Copy it.'),
     ('errors.ExplainedError("It is NaN.")', 1, 'error: It is NaN.'),
     ('ValueError("a\\x1b[2Jb\\rc")', 2, r'error: a\x1b[2Jb\rc'),
   ],

@@ -332,7 +332,7 @@ def test_exit_codes_of_errors(error, training, code, capsys):
     with pytest.raises(SystemExit) as end:
       multihost.fail(caught)
   assert end.value.code == code
-  # What is not the user's to mend has its traceback.
+  # What is not the user's to fix has its traceback.
   traced = 'Traceback' in capsys.readouterr().err
   assert traced == (code != multihost.MISUSED)
 

@@ -10,7 +10,7 @@
 again; where none is given it is `runs/` and the experiment.
 
 Exit codes: 0 done, or terminated and saved; 1 failed; 2 something that the
-user can mend. Of one of several processes (`--distributed`), also 42 terminated
+user can fix. Of one of several processes (`--distributed`), also 42 terminated
 and saved; 75 another process, a device or the network failed; 83 stuck. After
 these three, and after a signal, the same command goes on.
 

@@ -142,6 +142,6 @@ def _without_links(
 
 def _unreadable(path: str, reason: str | None) -> ValueError:
   return ValueError(
-    f'data.source: cannot read {path!r}: {reason}; mend the file or leave it '
+    f'data.source: cannot read {path!r}: {reason}; fix the file or leave it '
     'out of the glob.'
   )

@@ -38,9 +38,9 @@ _STATUS = re.compile(
   '(ABORTED|CANCELLED|DATA_LOSS|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN)'
   ': '
 )
-# File errors that the user can mend after training has begun. All others are
+# File errors that the user can fix after training has begun. All others are
 # taken to come from the network or the bucket.
-_MENDED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_FIXABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _ADDRESS = re.compile(
   r'(?P<host>[^\s,/:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,9}),'
   r'(?P<count>\d{1,6}),(?P<id>\d{1,6})',
@@ -330,12 +330,12 @@ def fail(error: BaseException) -> NoReturn:
   network.
   """
   training = getattr(error, 'in_training', False)
-  mended = getattr(error, 'errno', None) in _MENDED
+  fixable = getattr(error, 'errno', None) in _FIXABLE
   code = errors.exit_code(error)
   said = code is not None
   if _is_broken(error):
     code, said = BROKEN, isinstance(error, errors.ExplainedError)
-  elif isinstance(error, OSError) and training and not mended:
+  elif isinstance(error, OSError) and training and not fixable:
     code, said = BROKEN, False
   elif isinstance(error, ValueError) and training:
     code, said = FAILED, False
@@ -353,7 +353,7 @@ def fail(error: BaseException) -> NoReturn:
 
 @contextlib.contextmanager
 def in_training() -> Iterator[None]:
-  """Marks errors as those of training: few of them are the user's to mend.
+  """Marks errors as those of training: few of them are the user's to fix.
 
   Of several processes, ends this one at once. It is inside all other contexts:
   leaving those may wait for processes that are gone.

@@ -51,7 +51,7 @@ class Restored(NamedTuple):
   extra: dict[str, Any] | None
 
 
-class CheckpointError(errors.MendableError):
+class CheckpointError(errors.FixableError):
   """No checkpoint of a directory that holds some can be read."""
 
 

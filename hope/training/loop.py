@@ -77,7 +77,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> bool:
     Whether the run is done; False if it was terminated, and saved.
 
   Raises:
-    ValueError: for what the user can mend.
+    ValueError: for what the user can fix.
     NonFiniteLossError: naming the step.
     OSError: if the workdir cannot be written.
   """

@@ -25,6 +25,7 @@ PAGES = (
   'docs/running.md',
   'experiments/README.md',
   'launch/README.md',
+  'optimizers/README.md',
 )
 # Letters of a line, but for tables, programs and what cannot be broken.
 LONGEST = 100

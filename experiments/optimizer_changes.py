@@ -11,14 +11,15 @@ take turns. labels: as digits, but the ten classes are permuted.
 hope: a byte-level Hope of width 64 and 2 blocks on this Python's sources, whose
 bytes are permuted anew every 200 steps. --change=0: never.
 
-What counts is the mean training loss over all steps, each batch before it is
-learned. All rules have the same helpers: clipping, a constant rate after a
-warm-up of 20 steps, the same AdamW for what is no hidden matrix, Muon's factor
-of shapes, no weight decay, and as many settings: a grid of rates times the
-decays of the momentum, with and without Nesterov's look-ahead (AdamW: two b2
-instead). Where the best rate is at the end of its grid, the grid goes on.
-Settings are chosen on seeds that are not reported. TASK.json in the
-workdir keeps every run, so that an interrupted command goes on where it was.
+The result is the mean training loss over all steps, of each batch before the
+step on it. All rules have the same helpers: clipping, a constant rate after a
+warm-up of 20 steps, the same AdamW for parameters that are no hidden matrix,
+Muon's factor of shapes, no weight decay. All have the same number of settings:
+a grid of rates times the decays of the momentum, with and without Nesterov's
+look-ahead (AdamW: two b2 instead). If the best rate is at the end of its grid,
+the grid is extended. Settings are chosen on seeds that are not reported.
+TASK.json in the workdir keeps every run, so that an interrupted command goes on
+where it was.
 """
 
 import pathlib

@@ -5,15 +5,15 @@
 
 vit: Fashion-MNIST (Debian package dataset-fashion-mnist), patches of 4, width
 64, 4 blocks. lm: byte-level Hope of width 64 and 2 blocks on this Python's
-sources. Each optimizer has its learning rate swept on a seed of its own, by the
-training loss; where the best is at the end of the grid, the grid goes on. The
-parameters that a rule of matrices leaves to AdamW take AdamW's best rate. Then
-seeds 0, 1, 2, and the same with the update of every step scaled to one norm,
-the same for all: a control that compares directions alone.
+sources. The learning rate of each optimizer is swept on a separate seed, by the
+training loss; if the best rate is at the end of the grid, the grid is extended.
+Parameters that a rule of matrices leaves to AdamW take AdamW's best rate. Then
+seeds 0, 1, 2 are run, and again with the update of every step scaled to one
+norm, the same for all: a control that compares only directions.
 
-All have the same helpers: clipping, schedule, no weight decay; Muon and M3 the
-same decay of the momentum, Muon's factor of shapes, and each runs with and
-without Nesterov's look-ahead.
+All have the same helpers: clipping, schedule, no weight decay. Muon and M3 have
+the same decay of the momentum and Muon's factor of shapes, and each runs with
+and without Nesterov's look-ahead.
 """
 
 from collections.abc import Callable

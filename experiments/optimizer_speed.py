@@ -2,10 +2,11 @@
 
   python -m experiments.optimizer_speed --workdir=runs/speed
 
-Parameters of a Transformer of 24 layers and width 512 (without its embedding),
-random gradients, no model. Those that are compared take whole windows of the
-slowest period in turns, so that a busy machine slows all alike; the time of a
-step is the mean over a window, and the median of the windows counts.
+The parameters are those of a Transformer of 24 layers and width 512, without
+its embedding; gradients are random, and there is no model. The rules of a group
+take turns, each for a whole window of the slowest period, so that a busy
+machine slows all alike. The time of a step is the mean over a window, and the
+result is the median of the windows.
 """
 
 import json

@@ -2,11 +2,12 @@
 
   python -m experiments.reading --workdir=runs/smoke
 
-From a third of the way into a file of Python's library, the model reads some
-bytes and predicts those that follow; its parameters stay, its memories learn.
-The control has read as many bytes of another file. Nats per byte, mean over
-files, the same for all three; the first byte that is predicted without having
-read is not counted in any. Two minutes on two cores.
+The model starts a third of the way into a file of Python's library, reads some
+bytes and predicts those that follow. Its parameters stay as they are; its
+memories learn. The control reads as many bytes of another file instead. Losses
+are in nats per byte, the mean over the same files for all three. The first
+predicted byte is not counted, as nothing is before it without reading. It takes
+two minutes on two cores.
 """
 
 import pathlib

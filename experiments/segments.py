@@ -32,9 +32,9 @@ of documents before 2026-11-27:
     long, alone     off 2.960 (2.970 2.950)   on 2.965 (2.982 2.948)
     long, crossed   off 2.964                 on 2.968
 
-Differences are within 0.02 and smaller than those between seeds, so the default
-stays False: states cross documents, and nothing is padded. The option is for
-those who want documents to be independent.
+The differences are within 0.02 and smaller than those between seeds, so the
+default stays False: states cross documents, and nothing is padded. Set the
+option if documents must be independent of each other.
 """
 
 import ast

@@ -9,19 +9,19 @@ Train a model, and let what it has become learn from a text:
   import hope
 
   config = hope.experiment('smoke')    # or 'mqar:seed=1', or 'my/file.py'
-  hope.train(config, 'runs/smoke')     # again: it goes on where it was ended
+  hope.train(config, 'runs/smoke')     # called again, it goes on
   model = hope.load('runs/smoke')
   state = model.read(text)             # its memories learn from the text
   model.evaluate(more, state)          # loss, accuracy, bits per byte
   print(model.generate('def ', state=state))
-  model.save_state('read.npz', state)  # model.load_state('read.npz') gives it
+  model.save_state('read.npz', state)  # model.load_state('read.npz') reads it
 
-The same from a shell: hope-train, hope-generate, hope-evaluate, hope-describe;
-each says with --help what it takes.
+From a shell, use hope-train, hope-generate, hope-evaluate and hope-describe;
+--help lists the flags of each.
 
 Where to go on:
 
-  experiment    the configuration of an experiment that comes along, or a file
+  experiment    the configuration of an included experiment, or of a file
   base_config   all settings with their defaults
   resolve       fills and checks a configuration
   train         trains, or goes on training

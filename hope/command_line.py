@@ -1,8 +1,8 @@
 """Starting a program: its flags, what it prints, how it ends.
 
-A program is a function of its flags and a function that defines these. Flags
-are defined when a program starts, not when it is imported: several have one of
-the same name.
+A program is two functions: one defines its flags, the other runs with them.
+Flags are defined when a program starts, not when it is imported, because
+several programs have a flag of the same name.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ def _check_overrides(
 ) -> None:
   """Raises ValueError for a flag of a field that the configuration lacks.
 
-  ml_collections would say the last part of the field's name alone.
+  ml_collections would name only the last part of the field's path.
   """
   for word in argv:
     match = re.match(r'--?config\.([\w.]+)', word)
@@ -199,10 +199,10 @@ def _reason(error: BaseException) -> str:
 
 
 class _Output(io.FileIO):
-  """The standard output, which may be closed: then all goes nowhere.
+  """The standard output; once it is closed, what is written is dropped.
 
-  Whoever reads what a run prints may go away, as in `| head -1`. The run must
-  not end for that.
+  The reader of a run's output may go away, as in `| head -1`. The run must not
+  end because of that.
   """
 
   def write(self, data) -> int | None:
@@ -216,7 +216,7 @@ class _Output(io.FileIO):
 
 
 def _open_output() -> None:
-  """Prints what the terminal's encoding lacks as '?', and to closed pipes."""
+  """Makes printing safe: unknown letters become '?', closed pipes no error."""
   old: Any = sys.stdout
   if old is None:  # closed before the start
     return
@@ -231,11 +231,11 @@ def _open_output() -> None:
 
 
 def _use_huge_pages() -> None:
-  """Starts this command anew with huge pages, which glibc gives if asked.
+  """Restarts this command with huge pages, which glibc gives if asked.
 
-  glibc reads the setting when a process starts. A training step on the CPU
-  takes a tenth to a quarter less time with them. The process keeps its id; a
-  setting that the environment has is kept.
+  glibc reads the setting only when a process starts. With huge pages, a
+  training step on the CPU takes a tenth to a quarter less time. The process
+  keeps its id. A setting in the environment is left as it is.
   """
   if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
     os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
@@ -243,10 +243,10 @@ def _use_huge_pages() -> None:
 
 
 def _define_shown(define_flags: Callable[[flags.FlagValues], None]) -> None:
-  """Defines flags, and makes `--help` list them wherever they are defined.
+  """Defines flags, and makes `--help` list them.
 
-  absl lists those that the started script itself defines, which a console
-  script does not.
+  absl lists only the flags that the started script defines itself, and a
+  console script defines none.
   """
   own = flags.FlagValues()
   define_flags(own)
@@ -262,14 +262,14 @@ def run(
 ) -> None:
   """Runs a program and ends the process.
 
-  What the user can fix is one line on the standard error and exit code 2. What
-  is compiled is kept for the next start.
+  A mistake that the user can fix ends in one line on the standard error and
+  exit code 2. Compiled programs are kept for the next start.
 
   Args:
     main: the program, given its flags.
-    define_flags: defines them in what it is given.
-    doc: what `--help` says above the flags. None: the docstring of the script
-      that was started; that of a console script has none.
+    define_flags: defines the flags in the `FlagValues` that it is given.
+    doc: what `--help` says above the flags. None: the docstring of the started
+      script (a console script has none).
   """
   _use_huge_pages()
   signals.watch()

@@ -11,10 +11,11 @@ An entry's name is jax's: a hash of the program, of the versions of jax and its
 compiler, of all options, and of the devices with the CPU's features, so that
 machines of different kinds may share a folder.
 
-Choice: files are written by the class here and not by jax's own, of which an
-entry that was cut short is never replaced, but read, refused and reported at
-every start. (That takes a private name of jax's, `get_file_cache`. Without it
-jax's own class would be used, and a test would fail.)
+Choice: the class here writes the files, not jax's own class. jax's class never
+replaces an entry that was cut short: it reads, refuses and reports the entry at
+every start. (Replacing the class needs a private name of jax's,
+`get_file_cache`. Without that name jax's class would be used, and a test would
+fail.)
 """
 
 import contextlib
@@ -32,7 +33,7 @@ _jax_cache: Any = compilation_cache
 _jax_open = _jax_cache.get_file_cache
 
 _BOUND = 2 << 30  # bytes, by default
-# Beyond the bound, the least recently used programs go until so much is left.
+# Above the bound, the least recently used programs are deleted down to this.
 _KEPT = 0.8
 _SUFFIX = '.program'
 _DIGEST = hashlib.sha256().digest_size  # bytes
@@ -42,9 +43,9 @@ class ProgramFolder:
   """Compiled programs in a folder: jax's interface of a cache.
 
   A file is a checksum and the program. It gets its name when it is complete, so
-  that any number of processes may share the folder; one that is damaged is
-  deleted, and the program compiled anew. What other processes write meanwhile
-  may pass the bound.
+  that any number of processes may share the folder. A damaged file is deleted,
+  and the program is compiled again. Files that other processes write at the
+  same time may exceed the bound.
   """
 
   def __init__(self, path: str | os.PathLike[str], bound: int):
@@ -104,7 +105,7 @@ class ProgramFolder:
         _warn(self._path, error)
 
   def _make_room(self, size: int) -> None:
-    """Deletes what was not used for longest, where the bound asks for it."""
+    """Deletes the least recently used programs if the bound is exceeded."""
     if self._bound < 0:
       return
     if self._size is not None and self._size + size <= self._bound:
@@ -136,7 +137,7 @@ def cache_home() -> pathlib.Path:
 
 
 def default_folder() -> pathlib.Path:
-  """The folder of compiled programs where nothing names another one.
+  """The default folder of compiled programs.
 
   Raises:
     RuntimeError: if the user has no home.
@@ -147,7 +148,7 @@ def default_folder() -> pathlib.Path:
 def use() -> None:
   """Keeps what this process compiles; call it before anything is compiled.
 
-  Where the folder cannot be used, a line is logged, and nothing is kept.
+  If the folder cannot be used, one line is logged and nothing is kept.
   """
   config: Any = jax.config
   if not config.jax_enable_compilation_cache:

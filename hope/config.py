@@ -140,8 +140,8 @@ def parse_arg(arg: str, **known: Any) -> ml_collections.ConfigDict:
 def menu(config: ml_collections.ConfigDict) -> str:
   """Every field of a configuration, as text that fits the terminal.
 
-  Of each section, whether another value makes another run; of each field its
-  value, what it means, what it may be, and its default where that is another.
+  For each section it says whether another value makes another run; for each
+  field its value, meaning and bounds, and its default if the value differs.
 
   Args:
     config: from an experiment file; its values need not be right.
@@ -235,9 +235,9 @@ def resolve(
 ) -> ml_collections.FrozenConfigDict:
   """Checks every field, alone and together, and fills those left at None.
 
-  What everything else receives, first of all `make_mesh` and `open_data`. The
-  data's tokenizer is known only then: `resolve(config, data.vocab_size)` fills
-  in the last field.
+  Everything else receives the result, first of all `make_mesh` and `open_data`.
+  Only then is the data's tokenizer known: `resolve(config, data.vocab_size)`
+  fills in the last field.
 
   Args:
     config: from an experiment file, or resolved.

@@ -1,8 +1,8 @@
 """How a program ends: one line where the user can fix it, else a traceback.
 
 Only the standard library is imported, so that every command can use it. A
-`ValueError` or an `OSError` that reaches a command is taken for the user's to
-fix: that is how all of the code raises what it checks.
+`ValueError` or an `OSError` that reaches a command counts as a mistake that the
+user can fix, because all checks in the code raise one of these.
 """
 
 import re
@@ -18,7 +18,7 @@ _LONG = re.compile(r'(\S{100})\S{200,}(\S{20})')
 
 
 class ExplainedError(RuntimeError):
-  """The reason why a program ends, whose text says all: no bug.
+  """The reason why a program ends; not a bug, so its text is enough.
 
   Attributes:
     exit_code: of the program.
@@ -34,16 +34,16 @@ class FixableError(ExplainedError):
 
 
 def exit_code(error: BaseException) -> int | None:
-  """The exit code of an error whose text says all; None: it is a bug."""
+  """The exit code of an error whose text is enough; None: it is a bug."""
   if isinstance(error, ExplainedError):
     return error.exit_code
   return MISUSED if isinstance(error, ValueError | OSError) else None
 
 
 def message(error: BaseException | str) -> str:
-  """What is printed of an error: nothing that is endless or moves the cursor.
+  """An error's text, safe to print: not endless, no control characters.
 
-  Choice: of a word that is longer than most paths, its two ends.
+  Choice: a word that is longer than most paths is cut to its two ends.
   """
   text = _LONG.sub(r'\1...\2', str(error))
   return ''.join(

@@ -1,10 +1,10 @@
 """The experiments that come with the package, by name.
 
-A configuration file, one that defines `get_config`, of the folder `experiments`
-is an experiment, and its name is that of the file: `--config=smoke` is
-`--config=experiments/smoke.py`, in whatever folder the command is given and
-without a checkout. A wheel has the files in `hope/experiments`; a checkout, and
-an editable installation of one, beside `hope`.
+A file of the folder `experiments` that defines `get_config` is an experiment,
+and its name is that of the file: `--config=smoke` means
+`--config=experiments/smoke.py`, in any folder and without a checkout. A wheel
+has the files in `hope/experiments`; a checkout, and an editable installation of
+one, has them beside `hope`.
 
 Only the standard library is imported, so that a command can list the names
 before jax is loaded.
@@ -63,7 +63,7 @@ def resolve(text: str) -> str:
 
 
 def default_workdir(text: str) -> str:
-  """The workdir of an experiment where none is given: 'runs/NAME'.
+  """The default workdir of an experiment: 'runs/NAME'.
 
   Args:
     text: as `resolve` takes it. Arguments are a part of the name, as another

@@ -10,8 +10,8 @@ A field is stated once, in a frozen dataclass beside what uses it:
 `declared(Options)` reads its `Field`s: default, meaning, type and bounds.
 `Field.check` raises a ValueError of one line that names the field. Whatever the
 bounds say, a number must be finite: no comparison with NaN is true, so a check
-written as `x <= 0` lets it pass. Upper bounds are far above any use: what lies
-beyond them would only fail late, or make a machine deaf.
+written as `x <= 0` would let it pass. Upper bounds are far above any use:
+larger values would only fail late, or make a machine unresponsive.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from typing import Any
 _LARGEST = {int: 2**31 - 1, float: (2 - 2**-23) * 2.0**127, str: 4096}
 # The least positive float32 that devices do not round to 0.
 _TINY = 2.0**-126
-# Bounds of a seed, of as many bits as jax and NumPy take.
+# Bounds of a seed: jax and NumPy take 32 bits.
 SEED = {'minimum': 0, 'maximum': 2**32 - 1}
 _KINDS = {
   bool: 'true or false',
@@ -180,7 +180,7 @@ class Field:
       raise ValueError(f'{given} has a letter that is not UTF-8 text.')
 
   def _check_number(self, given: str, number: float) -> None:
-    """Compares as float32 does, in which the number is used.
+    """Compares the number as float32, in which it is used.
 
     So 1 - 1e-12 is not below 1, and 1e-50 is not above 0.
     """

@@ -5,8 +5,8 @@ memory with a frequency, an objective and a context that it compresses; what
 has one frequency is one level.
 
 Choice: a memory's frequency is that of the state it is read at. The rule (A)
-writes at every token, but only `memory` with `read='token'` is read in
-between; everything else is read as it was at its chunk's start, so its
+writes at every token, but only `memory` with `read='token'` is also read at
+every token. All others are read at the state of their chunk's start, so their
 frequency is one per chunk.
 """
 

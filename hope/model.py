@@ -119,7 +119,7 @@ class Block(nnx.Module):
     return x, (mixer_state, feedforward_state)
 
   def pop_inner_losses(self) -> dict[str, jax.Array]:
-    """What its memories measured in a call, [b, t] by name; none: empty."""
+    """What the block's memories measured in a call: [b, t] by name."""
     found = nnx.to_pure_dict(nnx.pop(self, InnerLosses))
     leaves = jax.tree_util.tree_leaves_with_path(found)
     return {f'{path[-1].key}/inner_loss': values for path, values in leaves}
@@ -252,7 +252,7 @@ class Hope(nnx.Module):
         token it must be the piece's first, or a multiple of
         `hope.data.packing.alignment` tokens after the document before it
         started; otherwise the logits of the row are NaN.
-      last_only: computes the logits after the last token alone: those of a
+      last_only: computes only the logits after the last token: all logits of a
         long prompt need more memory than the rest of the model.
 
     Returns:

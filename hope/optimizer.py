@@ -37,9 +37,10 @@ OF_MATRICES = ('muon', 'm3', 'delta_gradient_descent')
 # How Muon and M3 split a kernel of several projections into matrices; `split`
 # in their options. 'head': each head of each projection is a matrix.
 # 'projection': all heads of one projection are. 'whole': the kernel is.
-# Choice: 'head', since no other head reads a head's outputs; orthogonalised
-# together, the update of one head depends on the gradients of the others. The
-# update of a kernel of three projections is sqrt(3) times as long if split.
+# Choice: 'head', since no other head reads a head's outputs. If heads were
+# orthogonalised together, the update of one would depend on the gradients of
+# the others. Splitting makes the update of a kernel of three projections
+# sqrt(3) times as long.
 SPLITS = ('head', 'projection', 'whole')
 _SPLIT = ('muon', 'm3')
 # Arguments that this module sets itself, or that no text can express.
@@ -52,7 +53,7 @@ class OptimizerOptions:
 
   name: str = field(
     'adamw',
-    "The rule. 'muon', 'm3' and 'delta_gradient_descent' are of matrices; "
+    "The rule. 'muon', 'm3' and 'delta_gradient_descent' are for matrices; "
     'other parameters take AdamW.',
     choices=tuple(RULES),
   )

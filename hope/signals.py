@@ -1,8 +1,8 @@
 """Ctrl-C and SIGTERM: they end a program at once, or after training has saved.
 
-Python runs handlers of signals in the main thread, between two of its own
-instructions; a compilation is one of them and takes minutes. So a thread waits
-for signals here, which Python also writes to a file descriptor at once.
+Python runs signal handlers in the main thread, between two of its own
+instructions. A compilation is a single instruction and takes minutes. Python
+also writes each signal to a file descriptor at once, so a thread waits there.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import threading
 import time
 from typing import NoReturn
 
-# A second signal ends the program, but not a copy of the first one: shells and
-# launchers pass on what the terminal has sent already. Seconds.
+# Seconds in which a second signal counts as a copy of the first one: shells and
+# launchers pass on what the terminal has already sent. A later one ends the
+# program.
 _COPY_SECONDS = 1.0
 # A bar of progress has hidden it.
 _SHOW_CURSOR = b'\x1b[?25h'

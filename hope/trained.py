@@ -32,8 +32,8 @@ Text = str | bytes | np.ndarray | jax.Array | list[int]
 class TrainedModel:
   """The model of a run, with its parameters at one checkpoint.
 
-  What it reads changes its fast state and never its parameters. States are
-  values: a method is given one and returns the next; None is the state before
+  Reading changes the fast state of the model and never its parameters. States
+  are values: a method takes one and returns the next; None is the state before
   the first token.
 
     model = hope.load('runs/smoke')
@@ -42,9 +42,9 @@ class TrainedModel:
     print(model.generate('def ', state=state))
     model.save_state('read.npz', state)      # and model.load_state('read.npz')
 
-  A text is a str, or bytes; or tokens, integers [t] or, for b streams at once,
-  [b, t]. However long it is, reading it takes the same memory and the same
-  programs.
+  A text is a str or bytes, or tokens: integers [t] or, for b streams at once,
+  [b, t]. Reading takes the same memory and the same compiled programs for texts
+  of any length.
 
   Attributes:
     config: of the run, resolved.
@@ -279,7 +279,7 @@ class TrainedModel:
     identity = json.loads(json.dumps(data.identity))
     if changed := changes(self._data_identity, identity):
       raise ValueError(
-        f'the data of {self.workdir} are others now: {changed}. Restore them, '
+        f'the data of {self.workdir} have changed: {changed}. Restore them, '
         'or give a text to evaluate.'
       )
     return data
@@ -374,7 +374,7 @@ def load(workdir: str | os.PathLike[str]) -> TrainedModel:
   with open_checkpoints(folder, config) as checkpoints:
     restored = checkpoints.restore_latest({'params': params}, partly=True)
   if restored is None:
-    raise ValueError(f'{folder} has no checkpoint yet; let it train on.')
+    raise ValueError(f'{folder} has no checkpoint yet; train it further.')
   return TrainedModel(
     config,
     tokenizer,

@@ -40,7 +40,7 @@ def _add_supervised(parser: argparse.ArgumentParser) -> None:
     '--reset-seconds',
     type=float,
     default=600.0,
-    help='training that lasted so long starts the count of restarts anew',
+    help='training that lasted this long resets the count of restarts',
   )
 
 

@@ -1,7 +1,7 @@
 """One checker for the arguments of all back ends of `launch/pod.py`.
 
-Every option has a rule here, by its name; what an option means for another one
-is the back end's to check.
+Every option has a rule here, by its name. The back end checks options that
+depend on each other.
 """
 
 import argparse

@@ -10,7 +10,7 @@ import subprocess
 import pod_plan
 from pod_plan import Command
 
-# On what we make; its value tells one invocation from another.
+# The label of what we make; its value tells one invocation from another.
 LABEL = 'hope-pod'
 
 RUNTIME_VERSIONS = {
@@ -22,7 +22,7 @@ RUNTIME_VERSIONS = {
   'v6e': 'v2-alpha-tpuv6e',
 }
 
-# What a worker needs of this checkout; command.sh comes to it.
+# What a worker needs of this checkout; command.sh is added.
 COPIED = (
   *('README.md', 'LICENSE', 'setup.py', 'setup.cfg', 'pyproject.toml'),
   *('requirements.txt', 'hope', 'optimizers', 'experiments', 'launch'),
@@ -84,7 +84,7 @@ def runtime_version(options: argparse.Namespace) -> str:
     known = ', '.join(f'{kind}-N' for kind in RUNTIME_VERSIONS)
     hints = {
       'v5e': ' v5e is called v5litepod.',
-      'tpu7x': ' tpu7x is to be had on GKE only: launch/pod.py gke.',
+      'tpu7x': ' tpu7x is available only on GKE: launch/pod.py gke.',
     }
     raise ValueError(
       f'--accelerator-type={accelerator} is not known: {known}.'

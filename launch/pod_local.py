@@ -1,8 +1,8 @@
 """The gang supervisor: the processes of one training run on this machine.
 
-The processes live and die together. When one dies the others are killed, as
-they would wait for it, and the gang is started again. SIGTERM and SIGINT are
-passed on as SIGTERM, upon which training saves; a second one kills.
+The processes live and die together. When one dies, the others are killed,
+because they would wait for it, and the gang is started again. SIGTERM and
+SIGINT are passed on as SIGTERM, on which training saves; a second signal kills.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import pod_plan
 
-# What the others have between SIGTERM and SIGKILL after one died. A save that
-# needs the dead one cannot succeed, so it is short.
+# The others' time between SIGTERM and SIGKILL after one died. It is short, as a
+# save that needs the dead one cannot succeed.
 KILL_SECONDS = 5.0
 
 

@@ -64,9 +64,9 @@ States, for those who read them:
   GradientDescentState
   EveryState
 
-The folder imports jax, numpy and optax alone. By itself it installs as
-`hope_optimizers` (`pip install ./optimizers`); its README has snippets for
-Flax, Equinox and plain functions, and what was measured.
+The folder imports only jax, numpy and optax. `pip install ./optimizers`
+installs it alone, as `hope_optimizers`. Its README has snippets for Flax,
+Equinox and plain functions, and results.
 """
 
 from .arguments import check

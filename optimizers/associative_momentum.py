@@ -95,15 +95,15 @@ def scale_by_associative_momentum(
   * 'outer_product', for matrices: :math:`m = H^{-1/2} M`, which with b2 = 1 is
     AdaGrad with a full matrix and momentum.
 
-  Choice: as Adam has it, the two sums decay at rates of their own; with
-  b2 = 1, H is the sum of all. For a matrix [in, out], H is [in, in]. A leaf
-  whose axes are None takes 'squares'.
+  Choice: as in Adam, each of the two sums decays at its own rate; with b2 = 1,
+  H is the sum of all. For a matrix [in, out], H is [in, in]. A leaf whose axes
+  are None takes 'squares'.
 
-  Choice: what is kept is the root of H, so that gradients of any size that the
-  type holds have their statistic: at 1e20, H itself overflows in float32.
+  Choice: the state holds the root of H and not H, so that it is finite for
+  gradients of any size: at 1e20, H itself overflows in float32.
 
-  Two trees of the size of the parameters are kept; with outer products H of a
-  matrix has in * in numbers, and each step an eigendecomposition of it.
+  Two trees of the size of the parameters are kept. With outer products, H of a
+  matrix has in * in numbers, and each step computes its eigendecomposition.
 
   Args:
     b1: decay of M.

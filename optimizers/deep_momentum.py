@@ -94,9 +94,9 @@ def scale_by_deep_momentum(
   :math:`\mathrm{tr}\, m(G^T) = \langle M, G \rangle`, whose gradients are
   :math:`G` and :math:`M`.
 
-  Deviation: Eq. 50 adds :math:`m(g)` itself to the weights. A memory of the
-  map from gradients to the identity, as the paper has it, has no output of
-  their shape; its derivative has, and for the linear memory it is Eq. 46.
+  Deviation: Eq. 50 adds :math:`m(g)` itself to the weights. But the paper's
+  memory maps gradients to the identity, and its output does not have the shape
+  of the weights. Its derivative does, and for the linear memory it is Eq. 46.
   Choice: the MLP has no biases and ReLU, so that
   :math:`\langle \nabla_G \mathrm{tr}\, m, G \rangle = \mathrm{tr}\, m(G^T)`:
   the loss falls along u as long as the memory recalls the gradient. Retention

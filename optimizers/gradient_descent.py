@@ -1,10 +1,10 @@
 r"""Gradient descent with a memory of its inputs (section 4.5 of 2512.24695).
 
 The gradient of a kernel W [i, o] of a layer y = u W is E[u g^T], with g the
-error at the layer's output. Plain gradient descent adds -g to what W holds for
-u, whatever that is. Delta gradient descent learns the pair (u, -g) by
-regression instead, so that what W holds for u makes room (Eq. 56-57). For this
-the layer's inputs are needed: `update(grads, state, params, inputs=...)` takes
+error at the layer's output. Plain gradient descent adds -g to the value that W
+holds for u, whatever that value is. Delta gradient descent learns the pair
+(u, -g) by regression instead, which replaces the old value for u (Eq. 56-57).
+It needs the layer's inputs: `update(grads, state, params, inputs=...)` takes
 their second moments E[u u^T].
 """
 
@@ -102,7 +102,7 @@ def generalized_gradient_descent(
     second moments [..., i, i] for kernels [..., i, o]; None for a leaf that has
     none, which takes a step of plain gradient descent. The result is the change
     of the parameters, with the learning rate in it. In `optax.MultiSteps`, give
-    at every step the mean of the period so far: only the last one is read.
+    the mean of the period so far at every step: only the last one is read.
 
   Raises:
     ValueError: if an argument is out of its bounds or, when used, if `inputs`

@@ -1,9 +1,9 @@
 """Leaves of a tree as stacks of matrices.
 
-Which axes of a leaf are a matrix is said by `MatrixAxes`, which is
+`MatrixAxes` says which axes of a leaf form a matrix. It is
 `optax.contrib.MuonDimensionNumbers(reduction_axis, output_axis)`: the axes of
 the layer's input and those of its output. All other axes are a stack.
-`SplitAxes` does so for a fused kernel, whose parts are matrices of their own.
+`SplitAxes` is for a fused kernel, which consists of several matrices.
 """
 
 from collections.abc import Callable, Sequence
@@ -79,11 +79,11 @@ def axes_of_leaves(axes: Any, tree: Any) -> list[Axes | None]:
     axes: tree of MatrixAxes, SplitAxes or None with the paths of `tree`, in
       containers of any type, or a prefix of one; or a function from a tree to
       one.
-    tree: whose leaves are meant. Of leaves that `optax.masked` or
-      `optax.partition` took out, nothing is asked.
+    tree: whose leaves are meant. Leaves that `optax.masked` or
+      `optax.partition` took out need no axes.
 
   Raises:
-    ValueError: naming a leaf whose axes are not given or cannot be.
+    ValueError: naming a leaf whose axes are missing or impossible.
   """
   wanted = paths.find('axes', axes, tree, is_value=is_axes)
   leaves = paths.leaves_with_path(tree)
@@ -296,10 +296,10 @@ def on_matrices(
 ) -> optax.GradientTransformationExtraArgs:
   """A rule of matrices for leaves that are matrices in another form.
 
-  The inner rule sees each leaf as a stack [b, inputs, outputs], so that it
-  needs to know nothing of fused kernels, heads or transposed axes. What it
-  keeps of the size of the parameters is kept in their shapes, so that they are
-  sharded alike.
+  The inner rule sees each leaf as a stack [b, inputs, outputs], so it needs to
+  know nothing about fused kernels, heads or transposed axes. State of the size
+  of the parameters is stored in the parameters' shapes, and so can be sharded
+  like them.
 
   Args:
     inner: a rule whose state has trees like the parameters, and others that do

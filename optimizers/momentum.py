@@ -199,7 +199,7 @@ def scale_by_delta_momentum(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Momentum that forgets by the delta rule (Eq. 48-49).
 
-  What m holds along the gradients of this step makes room for them:
+  m forgets what it holds along the gradients of this step:
 
   .. math::
     m_t = (\alpha I - \epsilon_t \, G_t G_t^T) \, m_{t-1} + P_t \, g_t, \qquad
@@ -263,8 +263,8 @@ def with_learning_rate(
   """A rule with decoupled weight decay and a learning rate.
 
   The chain is the same with and without decay, so that the state does not
-  depend on it, as `optax.inject_hyperparams` needs; only decay needs the
-  parameters.
+  depend on the decay; `optax.inject_hyperparams` needs this. Only decay needs
+  the parameters.
 
   Args:
     rule: without a learning rate.

@@ -73,22 +73,22 @@ def scale_by_m3(
   :math:`\beta_1 g_t`, :math:`\beta_3 \sum g_i` and :math:`\beta_2 g_t^2` to
   what was there; its update is :math:`D_t / \sqrt{V_t + \epsilon}`, whose size
   depends on that of the gradients. Averages keep the length of :math:`D_t`, so
-  that a learning rate of Muon serves.
+  that Muon's learning rates work.
 
   Warning: sums forget nothing. V only grows, so that steps shrink as
-  :math:`1 / \sqrt{t}`, and the momenta hold the gradients of the start for
-  ever: on a quadratic of a single 2 x 2 matrix, `sum_gradients=True` circles
+  :math:`1 / \sqrt{t}`, and the momenta hold the first gradients for ever: on a
+  quadratic of a single 2 x 2 matrix, `sum_gradients=True` circles
   around the minimum and does not converge, even where the learning rate decays
   to 0. It is there for comparison.
 
-  Choice: :math:`\epsilon` stands beside the root, as in Adam. In the root,
-  where the paper has it, 1e-8 outweighs V wherever gradients are below 1e-4,
-  and V does nothing. An entry of V's root below the rounding error of the
-  largest one of its matrix counts as that.
+  Choice: :math:`\epsilon` is added to the root of V, as in Adam. The paper adds
+  it to V; there, 1e-8 outweighs V wherever gradients are below 1e-4, and V does
+  nothing. An entry of V's root below the rounding error of the largest entry of
+  its matrix is replaced by that rounding error.
 
   With `alpha=0, second_moment=False, nesterov=True` this is
-  `optax.contrib.scale_by_muon()`, with `scale_by_shape=True` besides the rule
-  of `optax.contrib.muon()`.
+  `optax.contrib.scale_by_muon()`. With `scale_by_shape=True` as well, it is the
+  rule of `optax.contrib.muon()`.
 
   Four trees of the size of the parameters are kept (three without a second
   moment). The slow memory is orthogonalised once every `period` steps. The
@@ -404,7 +404,7 @@ def m3(
     )
   elif adam_learning_rate is not None or adam_weight_decay is not None:
     raise ValueError(
-      'adam_learning_rate and adam_weight_decay are of the default `others`: '
+      'adam_learning_rate and adam_weight_decay are for the default `others`: '
       'give them to the transformation that is passed as `others`.'
     )
 

@@ -1,10 +1,10 @@
 """Leaves of trees by their paths, which are the same in every framework.
 
-A path is that of `jax.tree_util`, without what a framework adds to it: flax
-nnx keeps a parameter in a `Variable`, whose key `value` is there in
+A path is that of `jax.tree_util`, without the keys that a framework adds: flax
+nnx keeps a parameter in a `Variable`, whose key `value` is present in
 `tx.init(nnx.state(model))` and absent in the `tx.update` of `nnx.Optimizer`.
-What is said about leaves (axes, labels, masks, second moments) is found by
-path, so that nested dicts serve where the parameters are of another type.
+Arguments about leaves (axes, labels, masks, second moments) are matched by
+path, so nested dicts work for parameters in containers of any type.
 """
 
 from collections.abc import Callable
@@ -87,10 +87,10 @@ def find(
   Args:
     name: of the argument that says it, for messages.
     values: a tree of values with the paths of `tree`, in containers of any
-      type, or a prefix of one: what stands at a path holds for all below it.
+      type, or a prefix of one: a value at a path holds for all leaves below it.
       Or a function from `tree` to such a tree.
-    tree: whose leaves are meant. Of leaves that `optax.masked` or
-      `optax.partition` took out, nothing is asked.
+    tree: whose leaves are meant. Leaves that `optax.masked` or
+      `optax.partition` took out need no value.
     is_value: what is a value besides the leaves of `values`.
 
   Returns:

@@ -17,8 +17,8 @@ class EveryState(NamedTuple):
 
   Attributes:
     step: int32 [], steps since the last release.
-    total: the sum of what was gathered since then, shaped like the parameters;
-      at step 0, what was released, or was to be: it counts no more.
+    total: the sum of what was gathered since then, shaped like the parameters.
+      At step 0 it holds the released update, and does not count any more.
     inner: state of the inner transformation.
   """
 

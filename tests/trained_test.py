@@ -168,7 +168,7 @@ def test_changed_data_are_refused(home):
   model = hope.load(home / 'run')
   (home / 'text' / 'new.txt').write_text('another text')
   try:
-    with pytest.raises(ValueError, match='the data of .* are others now: '):
+    with pytest.raises(ValueError, match='the data of .* have changed: '):
       model.evaluate()
   finally:
     (home / 'text' / 'new.txt').unlink()

@@ -3,8 +3,8 @@
   hope-describe --config=smoke
   hope-describe --config=lm:size=1.3b --config.data.source='text:books/*.txt'
 
-`python -m hope.describe` is the same. Nothing is trained; the data are opened,
-as their tokenizer has the size of the vocabulary.
+`python -m hope.describe` is the same. Nothing is trained. The data are opened,
+because their tokenizer decides the size of the vocabulary.
 """
 
 from typing import Any

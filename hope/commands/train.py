@@ -6,18 +6,18 @@
   hope-train --config=smoke --describe                what learns, and how often
   hope-train --config=smoke --help-config             what can be set
 
-`python -m hope.main` is the same. A run is continued where its workdir is given
-again; where none is given it is `runs/` and the experiment.
+`python -m hope.main` is the same. Given the workdir of a run, the command
+continues that run; the default workdir is `runs/` and the experiment.
 
 Exit codes: 0 done, or terminated and saved; 1 failed; 2 something that the
 user can fix. Of one of several processes (`--distributed`), also 42 terminated
 and saved; 75 another process, a device or the network failed; 83 stuck. After
 these three, and after a signal, the same command goes on.
 
-Ctrl-C and SIGTERM save after the step that is under way. Before the first step
-is done there is nothing to save, and a second one does not wait: they end the
-program at once, with 130 and 143 (of several processes, the first SIGTERM with
-42).
+Ctrl-C and SIGTERM save after the current step. Before the first step is done
+there is nothing to save: the signal ends the program at once, and so does a
+second signal at any time. The exit codes are then 130 and 143 (of several
+processes, 42 for the first SIGTERM).
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Data of a run: `open_data` gives a training loop all that it needs.
 
-What is named here is imported when it is first used: the libraries that read
-data are slow to import, and a configuration needs none of them.
+Names are imported when they are first used: the libraries that read data are
+slow to import, and a configuration needs none of them.
 """
 
 import importlib

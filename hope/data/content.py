@@ -1,11 +1,12 @@
 """Hashes of what is read: of texts, and of the documents of a source.
 
-Choice: documents are known by their content. All of it is hashed where it is at
-most 256 MiB in at most 65,536 documents: 0.15 s for the standard library, from
-the file system's cache. Of more, 65,536 documents at even distances and of each
-of them an equal share of 256 MiB, so that a second start does not read a corpus
-of terabytes; there a change outside of what was read is seen only if it changes
-a name, a size or the number of documents. Times of files do not count.
+Choice: documents are identified by their content. All of it is hashed if it is
+at most 256 MiB in at most 65,536 documents: 0.15 s for the standard library,
+from the file system's cache. Of a larger corpus, 65,536 documents at even
+distances are hashed, of each an equal share of 256 MiB, so that a second start
+does not read terabytes. A change outside of what was read is then noticed only
+if it changes a name, a size or the number of documents. Times of files do not
+count.
 """
 
 from collections.abc import Iterable

@@ -1,13 +1,14 @@
-"""Which tokens each lane of the training data reads, so that no two agree.
+"""Which tokens each lane of the training data reads; no two read the same.
 
-Rows of a batch come from lanes. Lanes of many documents get whole documents in
-turn; those of few, or of short ones, start at different places of one stream.
+Rows of a batch come from lanes. If there are many documents, lanes get whole
+documents in turn. If there are few, or short ones, lanes start at different
+places of one stream.
 
-Choice: a lane enters its first document at a random place, where it is longer
-than a sequence; what it has passed comes in the next epoch. Else a run begins
-with the heads of documents alone: the main job, which is over before most
-documents are, then has 2.28 bits per byte on held-out text and not 2.18 (seed
-1; `experiments/README.md`).
+Choice: a lane enters its first document at a random place, if the document is
+longer than a sequence; the skipped part comes in the next epoch. Otherwise a
+run would begin with only the first parts of documents. The main job ends before
+most documents do, and would have 2.28 bits per byte on held-out text instead of
+2.18 (seed 1; `experiments/README.md`).
 """
 
 from collections.abc import Callable
@@ -32,10 +33,11 @@ Lane = Callable[[int], grain.IterDataset]
 class _Dealing:
   """Tokens of the documents in the order in which lanes get them.
 
-  Each epoch has each document once. After the first, the two halves of its
-  order are shuffled each for itself, so that documents at most half an epoch
-  apart differ, also where an epoch ends: no two lanes are dealt one document in
-  the same round. A copy of another document keeps its place and is empty.
+  Each epoch has each document once. After the first epoch, the two halves of
+  the order are shuffled separately. So documents at most half an epoch apart
+  differ, also across the end of an epoch, and no two lanes get the same
+  document in the same round. A copy of another document keeps its place and is
+  empty.
   """
 
   def __init__(
@@ -124,9 +126,9 @@ def deal(
 ) -> tuple[Lane, int]:
   """Returns the endless sequences of a lane by its number, and the lanes.
 
-  Choice: documents are dealt whole where there are two for each lane, and a
-  sequence for each lane. Else all are joined in one order, which each lane
-  repeats from another place; their tokens are kept in memory, as those of open
+  Choice: documents are dealt whole if there are at least two documents and one
+  sequence for each lane. Otherwise all are joined in one order, which each lane
+  repeats from another place. Their tokens are kept in memory, as those of open
   documents are.
 
   Args:

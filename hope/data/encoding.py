@@ -1,9 +1,9 @@
-"""Documents to tokens, and what of them a tokenizer loses.
+"""Documents to tokens, and what a tokenizer loses of them.
 
-Choice: a held-out document that its tokens do not give back, byte for byte, is
-an error, since bits per byte would be those of another text. A training
-document costs no honesty but only what is learned, and may come up after days;
-it is reported when it is first read.
+Choice: it is an error if the tokens of a held-out document do not reproduce it
+byte for byte, since bits per byte would be those of another text. A changed
+training document does not falsify any result, only what is learned, and may
+come up after days of training; it is reported when it is first read.
 """
 
 from absl import logging
@@ -14,7 +14,7 @@ from hope.data import sources
 from hope.data.packing import Packing
 from hope.data.tokenization import Tokenizer
 
-# Training documents that a tokenizer changes and that are named.
+# How many of the training documents that a tokenizer changes are named.
 _REPORTED = 5
 
 

@@ -8,7 +8,7 @@ import stat
 from absl import logging
 import numpy as np
 
-# Bytes that are read at one place where a file is too long to be hashed whole.
+# Bytes that are read at each place of a file that is too long to hash whole.
 _BLOCK = 1 << 16
 
 
@@ -89,8 +89,8 @@ class FileSource:
 def matching_files(pattern: str) -> list[str]:
   """Returns the files that a glob names, in which `**` crosses folders.
 
-  As `glob.glob`, which a folder that links to its parents sends round and
-  round: below `**` each real folder is entered once.
+  Like `glob.glob`, but below `**` each real folder is entered once: a folder
+  that links to its parents would send `glob.glob` round and round.
   """
   return [path for path in _expand(pattern) if not os.path.isdir(path)]
 

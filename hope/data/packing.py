@@ -10,11 +10,11 @@ is therefore laid out as
   inputs   separator, its tokens, padding
   targets  its tokens, separator, padding
 
-up to a multiple of `alignment`, and rows are cut from such documents, one after
-the other. So each token and each document's end is a target once. Padding is
-separators of weight 0; what they write is wiped by the reset behind them. A
-document that a row's end cuts goes on in the next row, whose states are fresh,
-like those of all rows.
+up to a multiple of `alignment`, and rows are cut from the joined documents. So
+each token and each document's end is a target once. Padding consists of
+separators of weight 0; the reset after them wipes what they write. If the end
+of a row cuts a document, the document goes on in the next row, whose states are
+fresh like those of all rows.
 """
 
 import ml_collections

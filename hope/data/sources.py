@@ -180,12 +180,12 @@ def _without_copies(
 ) -> tuple[np.ndarray, np.ndarray, frozenset[int]]:
   """Finds documents of the same bytes; each counts once, by its first name.
 
-  Choice: the first name decides whether a text is held out, so no copy of what
-  is scored is trained on, and a text of many copies is no more likely held out
-  than others. Copies within the training documents keep their places in the
-  order and are passed over, as rows of a batch would be copies too. It costs
-  nothing: the hashes are those of the identity. Where a corpus is too large to
-  be hashed whole, copies are not looked for.
+  Choice: the first name decides whether a text is held out. So no copy of a
+  scored text is trained on, and a text with many copies is not more likely to
+  be held out than others. Copies among the training documents keep their places
+  in the order and are skipped, as rows of a batch would be copies too. This
+  costs nothing: the hashes are those of the identity. In a corpus that is too
+  large to be hashed whole, copies are not looked for.
 
   Args:
     train: Indices of training documents.

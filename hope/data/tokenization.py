@@ -140,12 +140,12 @@ class NumberTokenizer:
 class BpeTokenizer:
   """A tokenizer.json of the `tokenizers` library.
 
-  Its end-of-document token is the separator; where it has none, the id after
-  its last is. Text that spells a special token is text all the same. What a
-  file says of truncation, padding and dropout does not hold.
+  Its end-of-document token is the separator; if it has none, the separator is
+  the id after its last one. Text that spells a special token is still text.
+  Truncation, padding and dropout that the file asks for are ignored.
 
-  Choice: a byte-level encoding gives bytes that are no UTF-8 their own tokens.
-  For other encodings they become U+FFFD, which `difference` reports.
+  Choice: in a byte-level encoding, bytes that are not UTF-8 have their own
+  tokens. In other encodings they become U+FFFD, which `difference` reports.
   """
 
   def __init__(self, content: str):
@@ -165,7 +165,7 @@ class BpeTokenizer:
     last = max(vocab.values())
     if last >= _LARGEST_BPE:
       raise ValueError(
-        f'it has an id of {last}, and ids below {_LARGEST_BPE} are allowed'
+        f'it has the id {last}, and ids must be below {_LARGEST_BPE}'
       )
     self.document_separator = ends[0] if ends else last + 1
     self.vocab_size = max(last, self.document_separator) + 1
@@ -394,7 +394,7 @@ def _train_bpe(corpus: sources.Corpus, size: int) -> tokenizers.Tokenizer:
 def _training_text(corpus: sources.Corpus) -> Iterator[str]:
   """Yields training documents, evenly over the corpus, within the limit.
 
-  Of a long document the beginning counts, so that there are several.
+  A long document yields only its beginning, so that there are several.
   """
   left = _BPE_TRAINING_BYTES
   order = np.random.default_rng(0).permutation(corpus.train)

@@ -47,7 +47,7 @@ def compiler_options(mesh: Mesh) -> dict[str, bool | int | str]:
   }
   if mesh.size > 1:
     options['xla_cpu_multi_thread_eigen'] = False
-    # Never abort a process for a device that is late, as after a suspension:
+    # Never abort a process because a device is late, as after a suspension:
     # devices are threads of the process, and none can die alone.
     options['xla_cpu_collective_call_terminate_timeout_seconds'] = _DAY
   return options

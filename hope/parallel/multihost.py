@@ -46,10 +46,10 @@ _ADDRESS = re.compile(
   r'(?P<count>\d{1,6}),(?P<id>\d{1,6})',
   re.ASCII,
 )
-# Seconds until the first line that says what is awaited, and between others.
+# Seconds until the first line that says who is awaited, and between the next.
 _SAY_FIRST, _SAY_AGAIN = 5.0, 15.0
 _DAY = 86_400
-# Seconds that jax waits longer than we do, since it would abort.
+# jax waits so many seconds longer than we do, since it would abort.
 _LATER = 60
 # Seconds until a silent process counts as dead.
 _HEARTBEAT = 60
@@ -224,10 +224,10 @@ def wait_for_all(name: str) -> None:
 def termination() -> Iterator[Callable[[int], bool]]:
   """Whether to stop: a function of the steps done, the same everywhere.
 
-  Where `signals.watch` was called, as commands do, Ctrl-C or a SIGTERM is no
-  longer deadly once the function was called: the first step is compiled and
-  done, so there is something to save. One to one process stops all of them
-  after the same step, as does a notice of maintenance.
+  If `signals.watch` was called, as commands do, Ctrl-C and SIGTERM no longer
+  end the program at once after the first call of the function: the first step
+  is compiled and done, so there is something to save. A signal to one process
+  stops all processes after the same step, and so does a notice of maintenance.
   """
   stopped = threading.Event()
   several = jax.distributed.is_initialized()
@@ -250,8 +250,8 @@ class ProcessesOptions:
 
   watchdog: int = field(
     100,
-    'A run of several processes ends if one finishes no step for so long; 0: '
-    'never.',
+    'A run of several processes ends if one of them finishes no step for this '
+    'long; 0: never.',
     unit='seconds',
     minimum=0,
   )
@@ -322,8 +322,8 @@ def _is_broken(error: BaseException | None) -> bool:
 def fail(error: BaseException) -> NoReturn:
   """Says why a process cannot go on, and ends it.
 
-  One of several leaves at once: it must not wait for the others, which may be
-  waiting for it.
+  One of several processes ends at once: it must not wait for the others, which
+  may be waiting for it.
 
   The message and the exit code are those of `hope.errors`, except in training:
   there a `ValueError` is a bug, and most kinds of `OSError` come from the
@@ -355,8 +355,8 @@ def fail(error: BaseException) -> NoReturn:
 def in_training() -> Iterator[None]:
   """Marks errors as those of training: few of them are the user's to fix.
 
-  Of several processes, ends this one at once. It is inside all other contexts:
-  leaving those may wait for processes that are gone.
+  If there are several processes, it ends this one at once. It must be the
+  innermost context: leaving the others may wait for processes that are gone.
   """
   try:
     yield

@@ -250,7 +250,7 @@ def search(
     devices: of a topology.
     chip: that the devices are.
     tries: programs that are compiled.
-    spare: share of the memory that is to stay free.
+    spare: share of the memory that must stay free.
 
   Raises:
     DoesNotCompileError: if none fits.

@@ -30,10 +30,10 @@ from hope.model import Block, Hope
 from hope.parallel import devices
 from hope.parallel import mesh as mesh_lib
 
-# Bounds of errors by how operands of matmuls are rounded. On a CPU that rounds
-# them so, the largest errors seen are, of outputs and gradients, 1.3e-6 and
-# 6e-6, 1.1e-3 and 1.2e-2, 1.1e-2 and 0.15. These gradients are those of learned
-# rates, sums of large terms of either sign.
+# Bounds of errors by how operands of matmuls are rounded. On a CPU with that
+# rounding, the largest errors of outputs and of gradients were 1.3e-6 and 6e-6,
+# 1.1e-3 and 1.2e-2, 1.1e-2 and 0.15. The largest errors of gradients are those
+# of learned rates, which are sums of large terms of either sign.
 BOUNDS = {
   'float32': {'output': 1e-5, 'gradient': 1e-4},
   'tf32': {'output': 5e-3, 'gradient': 5e-2},

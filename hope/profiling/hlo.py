@@ -1,8 +1,8 @@
 """What a compiled program moves: bytes of its memory, and its collectives.
 
-The compiler's own count of costs sees the body of a loop once. Here loops count
-as often as they run, which their conditions say, and a slice of a large array
-counts as what is read or written of it.
+The compiler's own count of costs counts the body of a loop once. Here a loop
+counts as often as it runs, which its condition says, and a slice of a large
+array counts as the bytes that are read or written.
 """
 
 from __future__ import annotations
@@ -233,8 +233,8 @@ class Program:
   def collectives(self) -> list[Collective]:
     """The collectives of a run, largest traffic first.
 
-    The TPU's compiler splits one into parts that run beside other operations,
-    in the loops that lie between its start and its end too; it is listed once.
+    The TPU's compiler splits a collective into parts that run beside other
+    operations, also in loops between its start and its end; it is listed once.
     """
     found: dict[str, Collective] = {}
     for name, instruction, times in self.instructions:

@@ -257,9 +257,9 @@ def measure_decode(
 ) -> dict[str, Any]:
   """Times greedy decoding of some streams after a short and a long context.
 
-  Timings of the two take turns, so that a busy machine slows both alike.
-  Attention keeps and reads max_context keys whatever it has seen, so that its
-  ratio says nothing about a longer cache.
+  Timings of the two contexts take turns, so that a busy machine slows both
+  alike. Attention always keeps and reads max_context keys, so its ratio says
+  nothing about a longer cache.
 
   Args:
     config: a resolved configuration.

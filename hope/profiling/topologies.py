@@ -8,7 +8,7 @@ from typing import Any
 
 from hope.profiling.roofline import CHIPS, Chip
 
-# Slices that are offered.
+# Slices that can be had.
 _FLAT_SHAPES = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 _CUBE_SHAPES = (
   *('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8'),
@@ -22,7 +22,7 @@ def set_environment() -> None:
     JAX_PLATFORMS='cpu',
     ALLOW_MULTIPLE_LIBTPU_LOAD='1',
     TPU_SKIP_MDS_QUERY='1',
-    # Without these, it asks a server of Google's and complains.
+    # Without these, jax asks one of Google's servers and complains.
     TPU_ACCELERATOR_TYPE='v5litepod-4',
     TPU_WORKER_HOSTNAMES='localhost',
     # A program for devices that are not here cannot be loaded again.
@@ -82,7 +82,7 @@ def open_topology(name: str, gpu_target: str = '') -> tuple[Chip, list[Any]]:
 
 
 def _chips(shape: str) -> int:
-  """The chips of a shape such as 4x4x4; what is no number does not count."""
+  """The chips of a shape such as 4x4x4; what is no number is ignored."""
   return math.prod(map(int, re.findall(r'[1-9]\d*', shape)))
 
 

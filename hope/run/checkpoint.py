@@ -75,9 +75,10 @@ def _one_line(error: BaseException) -> str:
 
 
 def _is_not_of_orbax(record: python_logging.LogRecord) -> bool:
-  """Whether a line of a log is no error of Orbax, which raises it as well.
+  """Whether a log record is to be shown: errors that Orbax logs are not.
 
-  A full disk is 300 lines otherwise: each of its threads logs its stack.
+  Orbax raises these errors too. Without the filter, a full disk gives 300
+  lines, because each of its threads logs its stack.
   """
   files = [record.pathname]
   if record.exc_info and record.exc_info[2]:
@@ -110,13 +111,13 @@ class Checkpointer:
 
     Args:
       directory: Where the checkpoints are; shared by all processes.
-      keep: Newest checkpoints kept, at least 1. With 1 there is nothing to go
-        back to when it is damaged.
-      keep_every: Steps; a checkpoint of a multiple of them is kept for ever. 0:
-        none is.
-      keep_best: Checkpoints of the lowest loss that are kept as well.
-      config_fingerprint: Kept in every checkpoint; one written with another
-        is not restored. See `workdir.config_fingerprint`.
+      keep: How many of the newest checkpoints are kept, at least 1. With 1,
+        there is no other one to use when it is damaged.
+      keep_every: Checkpoints at multiples of this step are kept for ever. 0:
+        off.
+      keep_best: How many checkpoints of the lowest loss are also kept.
+      config_fingerprint: Stored in every checkpoint; a checkpoint with another
+        fingerprint is not restored. See `workdir.config_fingerprint`.
 
     Raises:
       ValueError: if keep is not positive, or for a path that Orbax could not
@@ -177,11 +178,11 @@ class Checkpointer:
     extra: dict[str, Any] | None = None,
     loss: float | None = None,
   ) -> bool:
-    """Starts to save a checkpoint, after the one before is written.
+    """Starts to save a checkpoint, after the previous one is written.
 
-    Returns when the arrays are copied: they may be donated or changed then.
-    Writing goes on in the background, and its errors are raised by the next
-    call of `save`, `wait` or `close`.
+    It returns when the arrays are copied: they may then be donated or changed.
+    Writing goes on in the background; the next call of `save`, `wait` or
+    `close` raises its errors.
 
     Args:
       step: Training steps done.
@@ -237,8 +238,8 @@ class Checkpointer:
   ) -> Restored | None:
     """Restores the newest checkpoint that is intact.
 
-    A damaged one is logged and left as it is until the next `save`, which
-    renames it to `<step>.corrupt`.
+    A damaged checkpoint is logged and left as it is. The next `save` renames it
+    to `<step>.corrupt`.
 
     Args:
       abstract_state: The tree to restore into: arrays or

@@ -80,9 +80,9 @@ def _cut(path: pathlib.Path, resume_step: int | None) -> None:
 class MetricsWriter:
   """Writes the numbers of a run; a context manager.
 
-  To lose nothing when a run is killed, write the numbers of step s before its
-  checkpoint is saved: what is written later is not written again on resuming
-  from that checkpoint.
+  To lose nothing when a run is killed, write the numbers of step s before you
+  save its checkpoint: a run that resumes from that checkpoint does not write
+  them again.
   """
 
   def __init__(
@@ -96,8 +96,9 @@ class MetricsWriter:
 
     Args:
       workdir: Directory of the run.
-      resume_step: Step of the checkpoint that the run goes on from: lines of
-        later steps are dropped. None: the run starts anew, all are.
+      resume_step: Step of the checkpoint that the run goes on from; lines of
+        later steps are dropped. None: the run starts anew, and all lines are
+        dropped.
       enabled: Whether to write at all; false in all processes but one.
     """
     self._files = {}

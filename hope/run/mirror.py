@@ -1,8 +1,8 @@
-"""A run's files where its workdir is a bucket.
+"""A run's files when its workdir is in a bucket.
 
-Metrics are appended to line by line, which buckets cannot. So of a workdir like
-gs://BUCKET/run, a local folder has all small files, and is copied to the bucket
-at every checkpoint; checkpoints go to the bucket themselves.
+Metrics are appended line by line, which buckets do not support. So for a
+workdir like gs://BUCKET/run, all small files are in a local folder, which is
+copied to the bucket at every checkpoint. Checkpoints go directly to the bucket.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from hope.compilation_cache import cache_home
 from hope.parallel import multihost
 from hope.run import workdir as workdir_lib
 
-# Copied back where a run goes on on another machine.
+# Copied back when a run goes on on another machine.
 _CONTINUED = ('metrics.jsonl', 'timing.jsonl', 'tokenizer.json')
 
 
@@ -30,9 +30,9 @@ def is_remote(workdir: str | os.PathLike[str]) -> bool:
 class Mirror:
   """The local folder of a run, and its copy in the workdir.
 
-  A context manager: it keeps a second run of this machine out, until it is left
-  or the process ends. Of several processes that share a folder the first one
-  has the lock.
+  A context manager: it keeps a second run on this machine out until it is left
+  or the process ends. If several processes share a folder, the first one holds
+  the lock.
 
   Attributes:
     local: where files are written; the workdir itself where it is local.

@@ -143,12 +143,12 @@ class Progress:
   def pause(self, name: str) -> Iterator[None]:
     """Marks what is not a training step, such as an evaluation.
 
-    Its time does not count towards the speed, but towards the time left, as
-    it will come again.
+    Its time does not count for the speed, but it does for the time left, as
+    the pause will come again.
 
     Args:
-      name: Of what goes on. The first time is not used for the estimate once
-        there are others: it has compilation in it.
+      name: Of what goes on. Its first time includes compilation and is not
+        used for the estimate once there are others.
     """
     begin = self._clock()
     try:

@@ -26,17 +26,17 @@ HOW = (
   *('checkpoint', 'log', 'evals', 'sample'),
 )
 
-# What to do about a configuration that has not the fields of this version.
+# What to do about a configuration that lacks fields of this version.
 ANOTHER_VERSION = (
-  'the configuration is of another version, whose run cannot go on here. Train '
-  'anew in another workdir, or go on with the version that wrote it; '
-  'CHANGELOG.md says which fields have new names.'
+  'another version wrote the configuration, and this one cannot go on with the '
+  'run. Train anew in another workdir, or use the version that wrote it; '
+  'CHANGELOG.md lists the fields that have new names.'
 )
 
 # Orbax takes these as a pattern of names, or as another directory.
 _PATTERN = re.compile(r'[][*?\\\x00-\x1f\x7f]')
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What a file system says that has no locks.
+# Errors of a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 # What a run has in its workdir.
 _FOLDERS = ('checkpoints', 'tensorboard')
@@ -50,9 +50,9 @@ _LONGEST = 140
 
 
 def is_full(error: BaseException) -> bool:
-  """Whether an error says that a disk, or what a user may have of it, is full.
+  """Whether an error says that a disk, or a user's quota of it, is full.
 
-  Those of Orbax say so in their text only.
+  Errors of Orbax say so only in their text.
   """
   return getattr(error, 'errno', None) in _FULL or any(
     os.strerror(code) in str(error) for code in _FULL
@@ -61,10 +61,10 @@ def is_full(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def full_disk_explained(what: str) -> Iterator[None]:
-  """Makes an error that says what to do if writing finds a disk full.
+  """If the disk is full, raises an error that says what to do.
 
   Args:
-    what: is written.
+    what: the name of what is written, for the message.
   """
   try:
     yield
@@ -123,10 +123,10 @@ def check_kinds(folder: pathlib.Path) -> None:
 def lock(path: pathlib.Path) -> TextIO:
   """Locks a file for this process; makes it, and its folder.
 
-  The lock is gone when the file is closed or the process ends in whatever way.
+  Closing the file, or any end of the process, releases the lock.
 
-  Choice: on a file system without locks (some that are shared over a network),
-  one warning, and no protection.
+  Choice: on a file system without locks (some network file systems), there is
+  one warning and no protection.
 
   Returns:
     The open file, which names this process.
@@ -144,15 +144,15 @@ def lock(path: pathlib.Path) -> TextIO:
     holder = file.read(200).strip() or 'unknown'
     file.close()
     raise ValueError(
-      f'Another run is at work in {path.parent}: process {holder}. Wait for '
-      'its end, end it, or choose another workdir.'
+      f'Another run is at work in {path.parent}: process {holder}. Wait until '
+      'it ends, stop it, or choose another workdir.'
     ) from None
   except OSError as error:
     if error.errno not in _NO_LOCKS:
       raise
     logging.warning(
-      'The file system of %s has no locks (%s): nothing keeps a second run '
-      'from this workdir.',
+      'The file system of %s has no locks (%s): a second run in this workdir '
+      'would not be noticed.',
       path,
       error.strerror,
     )
@@ -169,7 +169,7 @@ def check_writable(workdir: str | os.PathLike[str]) -> None:
     OSError: if they cannot.
   """
   workdir = epath.Path(workdir)
-  # All processes of a run do this at once, and in containers many are number 1.
+  # All processes of a run do this at once, and in containers many have id 1.
   probe = workdir / f'.probe-{uuid.uuid4().hex}'.ljust(_LONGEST, '-')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -230,10 +230,9 @@ def config_fingerprint(config: Any) -> str:
 def check_workdir(workdir: str | os.PathLike[str], config: Any) -> None:
   """Makes sure that workdir belongs to this configuration.
 
-  The first use writes `config.json`. Later uses compare with it and, where
-  only fields differ that are not its identity, log the change and write it
-  anew.
-  Every process may call this; the first one writes.
+  The first use writes `config.json`. Later uses compare with it. If only fields
+  differ that are not part of the run's identity, the change is logged and the
+  file is written again. Every process may call this; the first one writes.
 
   Args:
     workdir: Directory of the run.

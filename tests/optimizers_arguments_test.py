@@ -76,7 +76,7 @@ def test_what_no_number_can_be(name):
     (
       'm3',
       {'others': optax.sgd(0.1), 'adam_learning_rate': 0.1},
-      'adam_learning_rate .* of the default',
+      'adam_learning_rate .* for the default',
     ),
     ('associative_momentum', {'b1': 1.0}, 'b1=1.0'),
     (

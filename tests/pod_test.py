@@ -255,7 +255,7 @@ def test_slurm_requeues_what_may_pass(tmp_path, code, restarts, requeued):
     ((*TPU_VM, '--config=/etc/passwd'), '/etc/passwd is outside of'),
     ((*TPU_VM, '--config=no.py:a=1'), 'there is no file no.py'),
     ((*TPU_VM, '--accelerator-type=v5e-256'), 'v5e is called v5litepod'),
-    ((*TPU_VM, '--accelerator-type=tpu7x-8'), 'on GKE only'),
+    ((*TPU_VM, '--accelerator-type=tpu7x-8'), 'only on GKE'),
     ((*TPU_VM, '--slices=0'), '--slices=0 is not allowed: give 1 to'),
     (
       (*TPU_VM, '--max-restarts=-1'),

@@ -74,8 +74,8 @@ def test_workdir_remembers_its_configuration(tmp_path):
 @pytest.mark.parametrize(
   ('there', 'message'),
   [
-    ({'a': {'b': 1}}, 'a.c is missing: the configuration is of another'),
-    ({'a': {'b': 1, 'c': 2, 'd': 3}}, 'a.d is unknown: the configuration is'),
+    ({'a': {'b': 1}}, 'a.c is missing: another version wrote'),
+    ({'a': {'b': 1, 'c': 2, 'd': 3}}, 'a.d is unknown: another version wrote'),
   ],
 )
 def test_workdir_of_another_version(tmp_path, there, message):

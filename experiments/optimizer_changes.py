@@ -13,7 +13,7 @@ bytes are permuted anew every 200 steps. --change=0: never.
 
 The result is the mean training loss over all steps, of each batch before the
 step on it. All rules have the same helpers: clipping, a constant rate after a
-warm-up of 20 steps, the same AdamW for parameters that are no hidden matrix,
+warm-up of 20 steps, the same AdamW for parameters that are not hidden matrices,
 Muon's factor of shapes, no weight decay. All have the same number of settings:
 a grid of rates times the decays of the momentum, with and without Nesterov's
 look-ahead (AdamW: two b2 instead). If the best rate is at the end of its grid,

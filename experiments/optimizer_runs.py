@@ -116,7 +116,7 @@ def trainer(
     steps: of a run; a multiple of `change`.
     change: steps between permutations.
     static: whose fields of `_STATIC` count.
-    others: AdamW's, for what is no hidden matrix.
+    others: AdamW's, for all but hidden matrices.
     recurring: how many permutations take turns; 0: each is new.
   """
   count = len(jax.tree.leaves(task.data)[0])

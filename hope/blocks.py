@@ -214,7 +214,7 @@ def check(config: Config) -> None:
   model, count = config.model, len(pattern(config))
   if model.num_layers % count:
     raise ValueError(
-      f'model.num_layers={model.num_layers} is no multiple of the {count} '
+      f'model.num_layers={model.num_layers} is not a multiple of the {count} '
       f'blocks of model.pattern={model.pattern!r}; try '
       f'{-(-model.num_layers // count) * count}.'
     )

@@ -69,7 +69,7 @@ def _check_overrides(
     hint = nearest(path, _paths(config))
     if path in RENAMED:
       hint = f' It is now {RENAMED[path]}; see CHANGELOG.md.'
-    raise ValueError(f'{path} is no field of a configuration.{hint}')
+    raise ValueError(f'{path} is not a field of the configuration.{hint}')
 
 
 def _has(config: Any, path: str) -> bool:
@@ -116,7 +116,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
     argv: the name of the program and its arguments.
 
   Raises:
-    ValueError: for a mistake in one, or an argument that is no flag.
+    ValueError: for a mistake in one, or an argument that is not a flag.
   """
   try:
     _, *others = values(argv)

@@ -214,7 +214,7 @@ def check_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
   for path in given:
     if path not in FIELDS:
       raise ValueError(
-        f'{path} is no field of a configuration.{nearest(path, FIELDS)}'
+        f'{path} is not a field of the configuration.{nearest(path, FIELDS)}'
       )
   return {path: FIELDS[path].check(path, x) for path, x in given.items()}
 

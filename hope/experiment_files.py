@@ -97,7 +97,7 @@ def experiment(text: str) -> Any:
     raise FileNotFoundError(f'There is no configuration file {path!r}.')
   spec = importlib.util.spec_from_file_location('hope_experiment', path)
   if spec is None or spec.loader is None:
-    raise ValueError(f'{path!r} is no Python file (*.py).')
+    raise ValueError(f'{path!r} is not a Python file (*.py).')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(*([arguments] if colon else []))

@@ -138,7 +138,7 @@ def _leaf(table: Table, path: tuple[str, ...]) -> Leaf:
 def matrix_axes(
   params: Any, table: Table, num_heads: int = 1, split: str = 'whole'
 ) -> dict[str, Any]:
-  """Axes of a model's parameters; None for those that are no matrices.
+  """Axes of a model's parameters; None for those that are not matrices.
 
   Kernels are stacked over layers, those of memories over heads too.
 

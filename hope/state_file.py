@@ -71,7 +71,7 @@ def read(
     found = Header(**header)
   except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
     raise ValueError(
-      f'{path} is no state of a model, or it is damaged; write it anew with '
+      f'{path} is not a state of a model, or is damaged; write it anew with '
       'save_state.'
     ) from None
   if version != _FORMAT:

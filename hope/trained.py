@@ -303,7 +303,7 @@ class TrainedModel:
       tokens.size and not np.issubdtype(tokens.dtype, np.integer)
     ):
       raise ValueError(
-        f'{tokens.dtype} {tokens.shape} are no tokens; give integers [t] or '
+        f'{tokens.dtype} {tokens.shape} are not tokens; give integers [t] or '
         '[b, t], or a text.'
       )
     sampling.check_tokens('The text', tokens, self.params)

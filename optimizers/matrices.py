@@ -49,7 +49,7 @@ Axes = MatrixAxes | SplitAxes
 
 
 def is_axes(x: Any) -> bool:
-  """Whether x says what the axes of a leaf are; None: it is no matrix."""
+  """Whether x says what the axes of a leaf are; None: not a matrix."""
   return x is None or isinstance(x, Axes)
 
 
@@ -175,7 +175,7 @@ def stack_shape(x: Any, axes: Axes | None) -> tuple[int, int, int]:
 def to_stack_of_any(
   x: jax.Array, axes: Axes | None
 ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-  """`to_stack` for any x [...]; one that is no matrix is a column [1, i, 1]."""
+  """`to_stack` for any x [...]; if not a matrix, a column [1, i, 1]."""
   if axes is not None:
     return to_stack(x, axes)
   gathered, restore_sharding = _gather(x)
@@ -271,7 +271,7 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 def check_matrices(wanted: Sequence[Axes | None], tree: Any) -> None:
-  """Refuses leaves that are no matrices, or complex.
+  """Refuses leaves that are not matrices, or complex.
 
   Args:
     wanted: axes of the leaves, from `axes_of_leaves`.
@@ -285,9 +285,9 @@ def check_matrices(wanted: Sequence[Axes | None], tree: Any) -> None:
   for (path, x), a in zip(leaves, wanted, strict=True):
     if a is None:
       raise ValueError(
-        f'{paths.text(path)!r} of shape {jnp.shape(x)} is no matrix: give its '
-        '`axes`, or leave it to another transformation by optax.partition or '
-        'optax.masked.'
+        f'{paths.text(path)!r} of shape {jnp.shape(x)} is not a matrix: give '
+        'its `axes`, or leave it to another transformation by optax.partition '
+        'or optax.masked.'
       )
 
 
@@ -312,7 +312,7 @@ def on_matrices(
     A transformation; extra arguments are passed on.
 
   Raises:
-    ValueError: when used, naming a leaf that is no matrix.
+    ValueError: when used, naming a leaf that is not a matrix.
 
   Examples:
     Muon for a kernel of 2 heads with 3 projections each:

@@ -130,7 +130,7 @@ def scale_by_m3(
 
   Raises:
     ValueError: if an argument is out of its bounds or, when used, naming a leaf
-      that is no matrix, or complex.
+      that is not a matrix, or is complex.
 
   References:
     Behrouz et al., `Nested Learning <https://arxiv.org/abs/2512.24695>`_, 2025
@@ -330,9 +330,9 @@ def m3(
     weight_decay_mask: which leaves decay, a tree of bools or a function from
       the parameters to one; None: all.
     axes: tree of `MatrixAxes` or `SplitAxes` with the paths of the parameters,
-      None where a leaf is no matrix; or a function from the parameters to one.
-      None: `matrix_axes`, leaves of two axes.
-    others: for the leaves that are no matrices, learning rate and all; None:
+      None where a leaf is not a matrix; or a function from the parameters to
+      such a tree. None: `matrix_axes`, leaves of two axes.
+    others: for the leaves that are not matrices, with a learning rate; None:
       AdamW with the five arguments below. It is optax's, which squares the
       gradient: in float32, an entry above 1.8e19 makes its second moment
       infinite, and that entry does not move again. `scale_by_m3` keeps the

@@ -40,7 +40,7 @@ def newton_schulz(
     Like x.
 
   Raises:
-    ValueError: if the coefficients are no triples.
+    ValueError: if the coefficients are not triples.
 
   References:
     Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024

@@ -159,8 +159,8 @@ def _check_labels(levels: Mapping[Hashable, Any], labels: Any) -> None:
   for path, label in found:
     if label not in levels:
       raise ValueError(
-        f'the label {label!r} of {paths.text(path)!r} is no level; the levels '
-        f'are {list(levels)}.'
+        f'the label {label!r} of {paths.text(path)!r} is not a level; the '
+        f'levels are {list(levels)}.'
       )
     unused.discard(label)
   if found and unused:
@@ -195,7 +195,7 @@ def multi_timescale(
     A transformation; with all periods 1 it is `optax.partition`.
 
   Raises:
-    ValueError: as `every`, and by `init` if a parameter's label is no level,
+    ValueError: as `every`, and by `init` if a parameter's label is not a level,
       naming its path, or if a level has no parameter.
 
   Examples:

@@ -247,10 +247,10 @@ def get_config(arg=''):
     (['', '--config.train.steps=x'], 'config.train.steps=x: invalid literal'),
     (
       ['', '--config.train.stepz=3'],
-      r'train.stepz is no field .*. Did you mean train.steps\?$',
+      r'train.stepz is not a field .*. Did you mean train.steps\?$',
     ),
     (['', '--config.train.keep=3'], r'train.keep .* now checkpoint.keep; see'),
-    (['', '--config.data.none.a=3'], 'data.none.a is no field'),
+    (['', '--config.data.none.a=3'], 'data.none.a is not a field'),
     (['', '--config.model=3'], "Failed to parse '3' as a ConfigDict"),
     (['', 'hello'], "'hello' is not a flag"),
     (['', '--none=1'], "Unknown command line flag 'none'"),

@@ -328,7 +328,7 @@ def test_other_leaves_take_adamw():
 def test_a_leaf_that_is_no_matrix_is_named():
   tx = optimizers.scale_by_m3()
   params = {'w': jnp.ones((3, 2)), 'b': jnp.ones(2)}
-  with pytest.raises(ValueError, match="'b' of shape .* is no matrix"):
+  with pytest.raises(ValueError, match="'b' of shape .* is not a matrix"):
     tx.init(params)
 
 
@@ -395,7 +395,7 @@ print(json.dumps({
 
 def test_what_cannot_be_orthogonalized_is_named():
   tree = {'layer': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}}
-  with pytest.raises(ValueError, match="'layer/bias' of shape .* is no matrix"):
+  with pytest.raises(ValueError, match="'layer/bias' .* is not a matrix"):
     optimizers.orthogonalize(tree, optimizers.matrix_axes(tree))
 
 

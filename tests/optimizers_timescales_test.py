@@ -180,7 +180,10 @@ def test_errors():
     optimizers.label_by_path({'fast': 'a'})(params())
   levels = {'a': (1, optax.sgd(1.0)), 'b': (2, optax.sgd(1.0))}
   for rules, message in [
-    ({'fast': 'a', '.*': 'c'}, r"label 'c' of 'slow/w' is no level.*'a', 'b'"),
+    (
+      {'fast': 'a', '.*': 'c'},
+      r"'c' of 'slow/w' is not a level.*'a', 'b'",
+    ),
     ({'.*': 'a'}, r"no parameter is labelled \['b'\]"),
   ]:
     tx = optimizers.multi_timescale(levels, optimizers.label_by_path(rules))

@@ -232,10 +232,10 @@ def test_damaged_states_are_refused(model, tmp_path):
   }
   for name, bad in damaged.items():
     (tmp_path / name).write_bytes(bad)
-    with pytest.raises(ValueError, match=f'{name} is no state of a model, or'):
+    with pytest.raises(ValueError, match=f'{name} is not a state of a model'):
       model.load_state(tmp_path / name)
   np.savez(tmp_path / 'objects.npz', hope=np.array([{}], object))
-  with pytest.raises(ValueError, match='is no state'):
+  with pytest.raises(ValueError, match='is not a state'):
     model.load_state(tmp_path / 'objects.npz')
 
 
@@ -270,8 +270,8 @@ def test_states_that_do_not_fit_are_refused(model, tmp_path):
     (lambda m: m.generate(''), 'The prompt is empty'),
     (lambda m: m.generate('a', tokens=0), 'tokens=0 must be at least 1'),
     (lambda m: m([1, 257]), 'token 257, which is outside the vocabulary'),
-    (lambda m: m([0.5]), r'float64 \(1,\) are no tokens; give integers'),
-    (lambda m: m.read(np.zeros((2, 1, 3), int)), r'\(2, 1, 3\) are no tokens'),
+    (lambda m: m([0.5]), r'float64 \(1,\) are not tokens; give integers'),
+    (lambda m: m.read(np.zeros((2, 1, 3), int)), r'\(2, 1, 3\) are not tokens'),
     (
       lambda m: m.read(np.zeros((2, 3), int), m.read('a')),
       'The state is of 1 streams and the text of 2',

@@ -44,8 +44,8 @@ def _read(path: str) -> str:
     return pathlib.Path(path).read_text(encoding='utf-8')
   except OSError as error:
     reason = error.strerror
-  except ValueError:  # a path that is none, or bytes that are no UTF-8
-    reason = 'no UTF-8 text'
+  except ValueError:  # not a path, or bytes that are not UTF-8
+    reason = 'not UTF-8 text'
   raise ValueError(f'--text={shown(path)} cannot be read: {reason}.')
 
 

@@ -34,7 +34,7 @@ def alignment(config: ml_collections.ConfigDict) -> int:
     config: of a run.
 
   Raises:
-    ValueError: `data.seq_len` is no multiple.
+    ValueError: `data.seq_len` is not such a multiple.
   """
   align = stream.alignment(blocks.chunks(config))
   length = config.data.seq_len
@@ -54,7 +54,7 @@ class Packing:
   Attributes:
     seq_len: tokens of a row.
     length: places of a row in what is joined; those beyond `seq_len` come
-      first and are no targets.
+      first and are not targets.
     align: of `alignment`; 1 without `data.segments`.
   """
 

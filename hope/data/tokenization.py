@@ -28,7 +28,7 @@ _LARGEST_BPE = 2**20
 _BPE_TRAINING_BYTES = 16 * 2**20
 
 
-# What `surrogateescape` makes of bytes that are no UTF-8.
+# What `surrogateescape` makes of bytes that are not UTF-8.
 _UNDECODABLE = re.compile('([\udc80-\udcff]+)')
 # The first characters that take a byte more in UTF-8.
 _WIDER = (0x80, 0x800, 0x10000)
@@ -77,7 +77,10 @@ class ByteTokenizer:
     return np.frombuffer(raw, np.uint8).astype(np.int32)
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text; what is no UTF-8 becomes U+FFFD, what is no byte ''."""
+    """Returns the text; bytes that are not UTF-8 become U+FFFD.
+
+    Tokens that are not bytes become ''.
+    """
     kept = bytes(i for i in map(int, ids) if i < 256)
     return kept.decode(errors='replace')
 
@@ -191,7 +194,7 @@ class BpeTokenizer:
     raw = text.encode() if isinstance(text, str) else text
     parts = [raw.decode(errors='replace')]
     if len(self._of_byte) == 256:
-      # Every second part is of bytes that are no UTF-8.
+      # Every second part is of bytes that are not UTF-8.
       parts = _UNDECODABLE.split(raw.decode(errors='surrogateescape'))
     try:
       encoded = self._model.encode_batch(parts[::2], add_special_tokens=False)

@@ -288,7 +288,7 @@ class Watchdog:
 
   @contextlib.contextmanager
   def patient(self) -> Iterator[None]:
-    """Allows ten times as long for what is no step."""
+    """Allows ten times as long for what is not a step."""
     self._silent, self._patience = 0, _PATIENCE
     try:
       yield

@@ -52,8 +52,8 @@ def open_topology(name: str, gpu_target: str = '') -> tuple[Chip, list[Any]]:
     if not target.is_file():
       raise ValueError(
         f'--topology={name} needs --gpu_target=FILE, the GpuTargetConfigProto '
-        f'of such a GPU as text, and {gpu_target!r} is no file. A machine that '
-        'has one writes it: experiments/README.md says how.'
+        f'of such a GPU as text, and {gpu_target!r} is not a file. A machine '
+        'with such a GPU writes it: experiments/README.md says how.'
       )
     return CHIPS['h100'], _open(
       name,
@@ -82,7 +82,7 @@ def open_topology(name: str, gpu_target: str = '') -> tuple[Chip, list[Any]]:
 
 
 def _chips(shape: str) -> int:
-  """The chips of a shape such as 4x4x4; what is no number is ignored."""
+  """The chips of a shape such as 4x4x4; what is not a number is ignored."""
   return math.prod(map(int, re.findall(r'[1-9]\d*', shape)))
 
 

@@ -1,5 +1,7 @@
 """The loss of a batch: next-token cross-entropy, and what is logged with it."""
 
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import optax
 from hope.memory.segments import since_start
 from hope.model import Hope
 from hope.parts import InnerLosses
+from hope.tasks import exact_matches
 
 
 def loss_and_metrics(
@@ -23,18 +26,25 @@ def loss_and_metrics(
   Returns:
     (loss, metrics): the sum, and sums and norms to report.
   """
+  sums, _, state = _sums(model, batch)
+  return sums['loss'], sums | model.metrics(state)
+
+
+def _sums(
+  model: Hope, batch: dict[str, jax.Array]
+) -> tuple[dict[str, jax.Array], jax.Array, Any]:
+  """(loss and accuracy, sums; what is predicted, bool [b, t]; states)."""
   logits, state = model(batch['inputs'], starts=batch.get('starts'))
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, batch['targets']
   )
   weights = batch['weights']
   correct = jnp.argmax(logits, axis=-1) == batch['targets']
-  loss = jnp.sum(weights * losses)
-  return loss, {
-    'loss': loss,
+  sums = {
+    'loss': jnp.sum(weights * losses),
     'accuracy': jnp.sum(weights * correct),
-    **model.metrics(state),
   }
+  return sums, correct, state
 
 
 def with_inner_losses(
@@ -47,12 +57,15 @@ def with_inner_losses(
     batch: as `loss_and_metrics` takes it.
 
   Returns:
-    (metrics, sums, counts): metrics of `loss_and_metrics`; by name, as
+    (metrics, sums, counts): loss and accuracy as in `loss_and_metrics`, and
+    exact_match and rows of `hope.tasks.exact_matches`; by name, as
     'memory/inner_loss/layer_0', sums [t] over the tokens that are at each
     position of their document; how many those are, [t].
   """
   model.set_attributes(measures=True, raise_if_not_found=False)
-  _, metrics = loss_and_metrics(model, batch)
+  metrics, correct, _ = _sums(model, batch)
+  matches, rows = exact_matches(correct, batch['weights'])
+  metrics |= {'exact_match': matches, 'rows': rows}
   shape = batch['inputs'].shape
   starts = batch.get('starts')
   position = jnp.broadcast_to(jnp.arange(shape[1]), shape)

@@ -178,7 +178,10 @@ class TrainedModel:
 
     Returns:
       loss (nats per token), accuracy (share of tokens that were the most likely
-      ones), and bits_per_byte, which only tokens that stand for bytes have.
+      ones), and bits_per_byte, which only tokens that stand for bytes have. Of
+      the held-out examples of a task also exact_match (share of those whose
+      every answer was the most likely one), and the same of each bin of
+      `evals.longer`, as 'exact_match/51-100'.
 
     Raises:
       ValueError: for a text of which no token counts, or where the run's data
@@ -286,11 +289,14 @@ class TrainedModel:
 
   def _evaluate_heldout(self) -> dict[str, float]:
     mesh = mesh_lib.one_device()
+    put = functools.partial(mesh_lib.put_batch, mesh=mesh)
+    longer = self._data.longer_batches()
     result, _ = heldout.evaluate(
       step_lib.eval_step(self.graph, mesh),
       self.params,
-      [mesh_lib.put_batch(b, mesh) for b in self._data.eval_batches()],
+      [put(batch) for batch in self._data.eval_batches()],
       self._data.bytes_per_token,
+      {name: [put(b) for b in batches] for name, batches in longer.items()},
     )
     return result
 

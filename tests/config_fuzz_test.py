@@ -54,7 +54,10 @@ MORE = {
   'data.tokenizer': ('bpe:', 'bpe:/none', 'bpe-train:', 'bpe-train:-1'),
   'optimizer.options': ('b1', 'b1=', 'b1=b1', 'b1=0.1,b1=0.2', 'nesterov=1'),
 }
-EXPERIMENTS = ('lm', 'mqar', 'smoke', 'text_memory', 'throughput')
+EXPERIMENTS = (
+  *('lm', 'mqar', 'smoke', 'text_memory', 'throughput'),
+  'formal_languages',
+)
 # Longest line, in letters.
 LONGEST = 1500
 _WORKDIRS = itertools.count()

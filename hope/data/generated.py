@@ -1,15 +1,21 @@
 """The examples of a generated task of `hope.tasks` as a source of data."""
 
+from collections.abc import Iterator
+import zlib
+
 import ml_collections
 import numpy as np
 
 from hope.data import sources
-from hope.tasks import TASKS
+from hope.tasks import TASKS, Example
 
 # Examples of a stream, which is endless for every purpose.
 _STREAM_LENGTH = 2**48
 # Ids are drawn from tables of all of them.
 _LARGEST_VOCABULARY = 2**24
+# Choice: of so many examples of a task whose streams are disjoint, one is held
+# out, as 2,000 of the 12,000 strings of the formal languages' data are.
+_DIVISOR = 6
 
 
 class TaskSource:
@@ -31,15 +37,60 @@ class TaskSource:
     self._task = TASKS[name]
     self._options = config.data.task.copy_and_resolve_references()
     self._seq_len = config.data.seq_len
-    self._stream = (0, config.seed) if split == 'train' else (1, 0)
+    self._heldout = split != 'train'
+    self._stream = (1, 0) if self._heldout else (0, config.seed)
 
   def __len__(self) -> int:
     return _STREAM_LENGTH
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng((*self._stream, index))
-    example = self._task.generate(rng, self._seq_len, self._options)
-    return example._asdict()
+    while True:
+      example = self._task.generate(rng, self._seq_len, self._options)
+      if not self._task.disjoint or _is_heldout(example) == self._heldout:
+        return example._asdict()
+
+
+def _is_heldout(example: Example) -> bool:
+  return zlib.crc32(example.inputs.tobytes()) % _DIVISOR == 0
+
+
+def longer(
+  config: ml_collections.ConfigDict,
+) -> Iterator[tuple[str, ml_collections.ConfigDict]]:
+  """Yields the bins of `evals.longer`: names, as '51-100', and configurations.
+
+  A bin starts where the one before it ends, the first one behind
+  `data.task.max_length`. Its rows are whole multiples of `data.seq_len`.
+
+  Raises:
+    ValueError: The bins do not ascend, or examples have one length.
+  """
+  ends = tuple(config.evals.longer)
+  if not ends:
+    return
+  kind, _, name = config.data.source.partition(':')
+  sized = [name for name, task in TASKS.items() if task.size == 'max_length']
+  if kind != 'synthetic' or name not in sized:
+    raise ValueError(
+      f'evals.longer={ends}: examples of data.source={config.data.source} are '
+      'of one length; leave it at (), or take one of '
+      f'{", ".join(f"synthetic:{x}" for x in sized)}.'
+    )
+  last = config.data.task.max_length
+  for end in ends:
+    if end <= last:
+      raise ValueError(
+        f'evals.longer={ends}: {end} must be above {last}, where the bin '
+        'before it ends; give ascending lengths above data.task.max_length.'
+      )
+    changed = ml_collections.ConfigDict(config.to_dict())
+    changed.data.task.min_length, changed.data.task.max_length = last + 1, end
+    least = TASKS[name].least(changed.data.task).seq_len
+    unit = config.data.seq_len
+    changed.data.seq_len = -(-least // unit) * unit
+    yield f'{last + 1}-{end}', changed
+    last = end
 
 
 def _validate(name: str, config: ml_collections.ConfigDict):
@@ -50,9 +101,9 @@ def _validate(name: str, config: ml_collections.ConfigDict):
       f'{sources.nearest(name, tuple(TASKS))}'
     )
   options, length = config.data.task, config.data.seq_len
-  size, num = options.vocab_size, options.num_pairs
-  if not num >= 1:
-    raise ValueError(f'data.task.num_pairs={num}: give at least 1.')
+  size, option = options.vocab_size, TASKS[name].size
+  if not options[option] >= 1:
+    raise ValueError(f'data.task.{option}={options[option]}: give at least 1.')
   if not size <= _LARGEST_VOCABULARY:
     raise ValueError(
       f'data.task.vocab_size={size}: give at most {_LARGEST_VOCABULARY}.'
@@ -65,6 +116,6 @@ def _validate(name: str, config: ml_collections.ConfigDict):
     if not given >= needed:
       raise ValueError(
         f'data.{field}={given} is too small for {name} with '
-        f'data.task.num_pairs={num}; give at least {needed}.'
+        f'data.task.{option}={options[option]}; give at least {needed}.'
       )
   TASKS[name].check(length, options)

@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 
+from hope.data import generated
 from hope.data.identity import run_identity
 from hope.data.pipeline import (
   Batch,
@@ -60,6 +61,10 @@ class Data:
     """Returns `evals.batches` held-out batches, the same in each call."""
     return self._heldout.batches
 
+  def longer_batches(self) -> dict[str, list[Batch]]:
+    """Returns batches of each bin of `evals.longer`, as '51-100'."""
+    return {name: heldout.batches for name, heldout in self._longer.items()}
+
   @property
   def heldout_text(self) -> bytes | None:
     """The bytes that the targets of `eval_batches` stand for, of all processes.
@@ -81,12 +86,16 @@ class Data:
 
   @functools.cached_property
   def _heldout(self) -> Heldout:
-    return heldout_batches(
-      self._config,
-      self.tokenizer,
-      self._config.evals.batches,
-      **self._options,
-    )
+    return self._heldout_of(self._config)
+
+  @functools.cached_property
+  def _longer(self) -> dict[str, Heldout]:
+    bins = generated.longer(self._config)
+    return {name: self._heldout_of(config) for name, config in bins}
+
+  def _heldout_of(self, config: ml_collections.ConfigDict) -> Heldout:
+    batches = config.evals.batches
+    return heldout_batches(config, self.tokenizer, batches, **self._options)
 
 
 def open_data(

@@ -64,6 +64,18 @@ class TaskOptions:
     minimum=-10,
     maximum=10,
   )
+  min_length: int = field(
+    2,
+    'Shortest string of a formal language; of anbn and anbncn the least n.',
+    minimum=1,
+    maximum=2**20,
+  )
+  max_length: int = field(
+    50,
+    'Longest string of a formal language; of anbn and anbncn the largest n.',
+    minimum=1,
+    maximum=2**20,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A model's loss on held-out batches, and how it compares with baselines."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 import math
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ class Sums(NamedTuple):
     loss: [], of the targets, by weight, in nats.
     accuracy: [], the weight of the targets that were predicted.
     weight: [], of all targets.
+    exact_match: [], rows of which every target that counts was predicted.
+    rows: [], with a target that counts.
     inner_losses: [t] by name, as 'memory/inner_loss/layer_0': of the tokens at
       each position of their document.
     tokens: [t], how many those are.
@@ -23,6 +25,8 @@ class Sums(NamedTuple):
   loss: jax.Array
   accuracy: jax.Array
   weight: jax.Array
+  exact_match: jax.Array
+  rows: jax.Array
   inner_losses: dict[str, jax.Array]
   tokens: jax.Array
 
@@ -80,6 +84,7 @@ def evaluate(
   params: Any,
   batches: Iterable[Any],
   bytes_per_token: float | None,
+  longer: Mapping[str, Iterable[Any]] | None = None,
 ) -> tuple[dict[str, float], InnerLosses]:
   """Means over the targets of all batches, and of the inner losses.
 
@@ -88,17 +93,20 @@ def evaluate(
     params: of the model.
     batches: held-out ones.
     bytes_per_token: as `bits_per_byte` takes it.
+    longer: batches of bins of longer strings, by their names, as '51-100'.
+      None: no bins.
 
   Returns:
     (values, inner losses); values: loss (nats per token), accuracy (share of
-    tokens), and bits_per_byte where tokens stand for bytes.
+    tokens), and bits_per_byte where tokens stand for bytes, else exact_match
+    (share of rows whose every target was predicted); of bins of longer strings
+    the same by names as 'exact_match/51-100'. Inner losses are of `batches`.
   """
   sums = [jax.device_get(step(params, batch)) for batch in batches]
-  weight = float(sum(s.weight for s in sums))
-  values = {
-    name: float(sum(getattr(s, name) for s in sums)) / weight
-    for name in ('loss', 'accuracy')
-  }
+  values = _means(sums, bytes_per_token)
+  for name, more in (longer or {}).items():
+    found = _means([jax.device_get(step(params, b)) for b in more], None)
+    values |= {f'{metric}/{name}': value for metric, value in found.items()}
 
   def total(arrays: list[jax.Array]) -> np.ndarray:
     return np.stack(arrays).astype(np.float64).sum(axis=0)
@@ -110,7 +118,17 @@ def evaluate(
       for name in sums[0].inner_losses
     }
   inner = InnerLosses(by_position, tokens)
-  return values | bits_per_byte(values['loss'], bytes_per_token), inner
+  return values, inner
+
+
+def _means(sums: list[Sums], bytes_per_token: float | None) -> dict[str, float]:
+  """Metrics of all batches."""
+  total = lambda name: float(sum(getattr(s, name) for s in sums))
+  weight = total('weight')
+  values = {name: total(name) / weight for name in ('loss', 'accuracy')}
+  if bytes_per_token is None:
+    return values | {'exact_match': total('exact_match') / total('rows')}
+  return values | bits_per_byte(values['loss'], bytes_per_token)
 
 
 def comparison(result: dict[str, float], baselines: dict[str, float]) -> str:
@@ -121,10 +139,24 @@ def comparison(result: dict[str, float], baselines: dict[str, float]) -> str:
     baselines: bits per byte by name; empty for synthetic tasks.
   """
   if 'bits_per_byte' not in result:
-    return f'  accuracy {result["accuracy"]:.4f}  loss {result["loss"]:.4f}'
+    return _of_task(result)
   ours = result['bits_per_byte']
   lines = [f'  {"this model":16s} {ours:.4f} bits per byte']
   for name, value in baselines.items():
     verdict = 'beats' if ours < value else 'loses to'
     lines.append(f'  {name:16s} {value:.4f}  The model {verdict} it.')
+  return '\n'.join(lines)
+
+
+def _of_task(result: dict[str, float]) -> str:
+  """A line for the lengths of training, and for each bin of longer ones."""
+  bins = dict.fromkeys(name.partition('/')[2] for name in result)
+  lines = []
+  for name in bins:
+    suffix = f'/{name}' if name else ''
+    accuracy, exact, loss = (
+      result[metric + suffix] for metric in ('accuracy', 'exact_match', 'loss')
+    )
+    line = f'accuracy {accuracy:.4f}  exact match {exact:.4f}  loss {loss:.4f}'
+    lines.append(f'  {f"lengths {name}: " if name else ""}{line}')
   return '\n'.join(lines)

@@ -13,3 +13,11 @@ class EvalsOptions:
   batches: int = field(
     16, 'Batches of one evaluation.', minimum=1, maximum=2**20
   )
+  longer: tuple[int, ...] = field(
+    (),
+    'Ends of further bins of lengths that are evaluated, of tasks with '
+    'data.task.max_length: after 50, (100, 200) is 51 to 100 and 101 to 200.',
+    minimum=1,
+    maximum=2**20,
+    length=(0, 16),
+  )

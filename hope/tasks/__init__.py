@@ -4,13 +4,14 @@ An example is a function of its index alone. `hope.tasks.task` says what a file
 holds; `data.source='synthetic:NAME'` trains on a task.
 """
 
-from hope.tasks import copying, mqar, symbols
-from hope.tasks.task import Example, Least, Task, accuracy
+from hope.tasks import copying, formal_languages, mqar, symbols
+from hope.tasks.task import Example, Least, Task, accuracy, exact_matches
 
-__all__ = ['TASKS', 'Example', 'Least', 'Task', 'accuracy']
+__all__ = ['TASKS', 'Example', 'Least', 'Task', 'accuracy', 'exact_matches']
 
 TASKS: dict[str, Task] = {
   'mqar': mqar.TASK,
   'copy': copying.TASK,
   'symbols': symbols.TASK,
+  **formal_languages.TASKS,
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -48,6 +48,24 @@ def accuracy(
   return float(np.sum(weights * (predictions == targets)) / np.sum(weights))
 
 
+def exact_matches(correct: Any, weights: Any) -> tuple[Any, Any]:
+  """Counts the sequences of which every answer that counts is predicted.
+
+  Arrays are of NumPy or of jax.
+
+  Args:
+    correct: bool [..., t], where the prediction is the target.
+    weights: [..., t], as in `Example`.
+
+  Returns:
+    (matches, sequences): how many there are, of how many in which an answer
+    counts; both [].
+  """
+  counted = weights != 0
+  some = counted.any(axis=-1)
+  return (some & (correct | ~counted).all(axis=-1)).sum(), some.sum()
+
+
 def _accept(seq_len: int, options: ml_collections.ConfigDict):
   """`Task.check` of tasks that all sizes suffice for."""
 
@@ -63,6 +81,10 @@ class Task:
     check: (seq_len, options) -> None; raises ValueError for options that fit
       the sizes, but from which no example can be drawn.
     score: (predictions, targets, weights) -> float, 1 for the right answers.
+    size: the option that decides how long an example is. Tasks of 'max_length'
+      draw lengths from `min_length` to it.
+    disjoint: whether what is held out is never trained on: a hash of an
+      example's inputs decides to which of the streams it belongs.
   """
 
   generate: Callable[
@@ -71,3 +93,5 @@ class Task:
   least: Callable[[ml_collections.ConfigDict], Least]
   check: Callable[[int, ml_collections.ConfigDict], None] = _accept
   score: Callable[[np.ndarray, np.ndarray, np.ndarray], float] = accuracy
+  size: str = 'num_pairs'
+  disjoint: bool = False

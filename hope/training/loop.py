@@ -1,6 +1,7 @@
 """A run from its first step to its last, as a story."""
 
 import contextlib
+import functools
 import io
 import json
 from typing import Any
@@ -100,6 +101,7 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
   ):
     raise ValueError('sample.prompt is empty; give at least one letter.')
   batches, bytes_per_token = data.eval_batches(), data.bytes_per_token
+  longer = data.longer_batches()
   train = data.train_iterator()
   data_lib.join_states(multihost.gather(train.get_state()))  # all read the same
   check_workdir(files.workdir, config.to_dict())
@@ -114,7 +116,9 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
     state = step_lib.init_state(config, abstract)
   # A run that has done more is finished, and its numbers are of its last step.
   steps = max(config.train.steps, start)
-  batches = [mesh_lib.put_batch(batch, mesh) for batch in batches]
+  put = functools.partial(mesh_lib.put_batch, mesh=mesh)
+  batches = [put(batch) for batch in batches]
+  longer = {name: [put(b) for b in found] for name, found in longer.items()}
   update = step_lib.train_step(graph, config, abstract)
   evaluate = step_lib.eval_step(graph, mesh)
   tokens = config.data.batch_size * config.data.seq_len
@@ -180,7 +184,7 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
         pending = None
         with progress.pause('evaluation'), watchdog.patient():
           result, inner = heldout.evaluate(
-            evaluate, state.params, batches, bytes_per_token
+            evaluate, state.params, batches, bytes_per_token, longer
           )
         evaluated = number
         values = result | {'tokens': number * tokens} | inner.means()
@@ -221,7 +225,7 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
 
   if result is None:  # a finished run was started again
     result, inner = heldout.evaluate(
-      evaluate, state.params, batches, bytes_per_token
+      evaluate, state.params, batches, bytes_per_token, longer
     )
   text = _sample(config, data, graph, state.params, mesh)
   if leader:

@@ -248,6 +248,8 @@ def eval_step(graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
       loss=metrics['loss'],
       accuracy=metrics['accuracy'],
       weight=batch['weights'].sum(),
+      exact_match=metrics['exact_match'],
+      rows=metrics['rows'],
       inner_losses=losses,
       tokens=counts,
     )

@@ -438,6 +438,6 @@ def evaluate(
 
   Returns:
     loss (nats per token), accuracy and, where tokens stand for bytes,
-    bits_per_byte.
+    bits_per_byte; of held-out examples of a task also exact_match.
   """
   return _loaded(run).evaluate(text)

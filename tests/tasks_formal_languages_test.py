@@ -353,9 +353,23 @@ def test_a_run_reports_both_bins(tmp_path, monkeypatch, capsys):
   lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
   last = json.loads(lines[-1])
   assert last['kind'] == 'eval' and result.items() <= last.items()
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_measured_on_other_bins(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, 'devices', lambda: jax.local_devices()[:1])
+  loop.run(tiny('anbn', **{'evals.longer': ()}), str(tmp_path))
+  path = tmp_path / 'results.json'
+  first = json.loads(path.read_text())['heldout']
+  assert list(first) == ['loss', 'accuracy', 'exact_match']
+  loop.run(tiny('anbn', **{'evals.longer': (60, 70)}), str(tmp_path))
+  second = json.loads(path.read_text())['heldout']
+  bins = [name for name in second if name.startswith('exact_match')]
+  assert bins == ['exact_match', 'exact_match/51-60', 'exact_match/61-70']
+  assert {name: second[name] for name in first} == first
   again = hope.load(tmp_path).evaluate()
-  assert again.keys() == result.keys()
-  for name, value in result.items():
+  assert again.keys() == second.keys()
+  for name, value in second.items():
     np.testing.assert_allclose(again[name], value, rtol=1e-5)
 
 
@@ -379,7 +393,7 @@ def test_the_experiment_of_every_language(language):
 def test_a_memory_learns_one_repeated_word(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, 'devices', lambda: jax.local_devices()[:1])
   config = tiny('aa_star')
-  config.model.pattern, config.train.steps = 'titans+cms', 200
+  config.model.pattern, config.train.steps = 'titans+cms', 60
   config.model.num_layers, config.model.width = 2, 32
   config.data.batch_size, config.optimizer.warmup_steps = 32, 20
   loop.run(config, str(tmp_path))

@@ -123,7 +123,10 @@ def evaluate(
 
 def _means(sums: list[Sums], bytes_per_token: float | None) -> dict[str, float]:
   """Metrics of all batches."""
-  total = lambda name: float(sum(getattr(s, name) for s in sums))
+
+  def total(name: str) -> float:
+    return float(sum(getattr(s, name) for s in sums))
+
   weight = total('weight')
   values = {name: total(name) / weight for name in ('loss', 'accuracy')}
   if bytes_per_token is None:

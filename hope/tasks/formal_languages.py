@@ -1,6 +1,6 @@
 """Formal languages: Table 5, and the parity of a whole string.
 
-Table 5 follows Irie et al. (arXiv:2307.06281), who use the data of Bhattamishra
+Table 5 follows Irie et al. (arXiv:2310.16076), who use the data of Bhattamishra
 et al. (arXiv:2009.11264): six languages, a class at every position, and a
 string counts only if all its positions are right (`exact_match`).
 
@@ -15,9 +15,10 @@ string counts only if all its positions are right (`exact_match`).
 the mark '?' behind the bits, which is the number of 1s modulo 2.
 
 Options: `min_length` and `max_length`, of a string; of n for anbn and anbncn,
-and of the bits for parity_of_string. 2 to 50 is Bin0 of the data, 51 to 100
-Bin1: `evals.longer=(100,)`. A string starts a row; the rest is padding, token
-0, and counts nothing. Symbols are tokens from 1 on, classes from 0 on.
+and of the bits for parity_of_string. The paper states no lengths. Choice: 2 to
+50 as Bin0 and 51 to 100 as Bin1, as in the example of Bhattamishra et al.:
+`evals.longer=(100,)`. A string starts a row; the rest is padding, token 0, and
+counts nothing. Symbols are tokens from 1 on, classes from 0 on.
 
 Deviation: the data are 10,000 and 2,000 strings, each of parity and shuffle2
 once; here they are endless streams, in which short strings recur, but no

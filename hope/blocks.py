@@ -67,9 +67,11 @@ def pattern(config: Config) -> tuple[BlockSpec, ...]:
 
   `model.pattern` is text: blocks with commas between, each 'mixer+feedforward'.
   Options in parentheses after a name replace those of its section, such as
-  model.titans, for this block.
+  model.titans, for this block; the name of a setting of the part replaces all
+  options that it states.
 
     titans+cms
+    titans(paper, chunk_size=16)+cms
     titans+cms(periods=(1, 4)), attention(max_context=128)+cms
 
   Raises:
@@ -108,9 +110,9 @@ def _chosen(
   config: Config, text: str, tree: ast.expr, registry: dict[str, Part]
 ) -> Chosen:
   """The part that a name, or a call of it with options, stands for."""
-  name, given = tree, []
-  if isinstance(tree, ast.Call) and not tree.args:
-    name, given = tree.func, tree.keywords
+  name, given, named = tree, [], []
+  if isinstance(tree, ast.Call):
+    name, given, named = tree.func, tree.keywords, tree.args
   if not isinstance(name, ast.Name):
     raise _unreadable(text)
   if name.id not in registry:
@@ -119,6 +121,16 @@ def _chosen(
       f'{", ".join(registry)}.{nearest(name.id, registry)}'
     )
   part, options = registry[name.id], dict(config.model[name.id])
+  for setting in named:
+    if not isinstance(setting, ast.Name):
+      raise _unreadable(text)
+    if setting.id not in part.settings:
+      raise ValueError(
+        f'model.pattern={text!r}: {name.id} has no setting {setting.id!r}; it '
+        f'has {", ".join(part.settings) or "none"}.'
+        f'{nearest(setting.id, part.settings)}'
+      )
+    options |= part.settings[setting.id]
   for keyword in given:
     if keyword.arg not in options:
       raise ValueError(

@@ -5,7 +5,7 @@ A file of `hope/mixers` or `hope/feedforward` holds a module, its options, and a
 project knows it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import re
 from typing import Any, NamedTuple, Protocol
@@ -132,9 +132,10 @@ def per_step(period: int) -> str:
 
 
 def inner_objective(name: str, output: str, target: str) -> str:
-  """An inner objective ('l2' or 'dot') as a formula."""
-  if name == 'l2':
-    return f'1/2 |{output} - {target}|^2'
+  """An inner objective ('l2', 'delta' or 'dot') as a formula."""
+  if name in ('l2', 'delta'):
+    rule = ' by the delta rule' if name == 'delta' else ''
+    return f'1/2 |{output} - {target}|^2{rule}'
   return f'-<{output}, {target}>'
 
 
@@ -219,6 +220,8 @@ class Part:
       which runs that cannot fit in memory are refused.
     chunks: options -> chunk sizes of its memories, in tokens.
     metrics: state -> what a run logs: arrays [layers] by name.
+    settings: options by the name of a setting, which a pattern may say first
+      in the parentheses after the part's name, as in 'titans(paper)+cms'.
     hidden_multiple: of a mixer: `Sizes.hidden_multiple` of the feed-forward
       beside it.
   """
@@ -232,6 +235,9 @@ class Part:
   least_parameters: Callable[[Sizes, Any], int] = lambda sizes, options: 0
   chunks: Callable[[Any], Sequence[int]] = lambda options: ()
   metrics: Callable[[Any], dict[str, jax.Array]] = lambda state: {}
+  settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+    default_factory=dict
+  )
   hidden_multiple: float = 1.0
 
 

@@ -129,7 +129,7 @@ CASES = {
   'linear': {'hidden_multiple': 0, 'momentum': False, 'erase': False},
   'zero': {'anchor': 'zero', 'momentum': False},
   'dot': {'objective': 'dot', 'erase': False, 'eta_max': 0.05},
-  'chunk_read': {'read': 'chunk', 'self_target': False, 'hidden_multiple': 2},
+  'chunk_read': {'read': 'chunk', 'target': 'slow', 'hidden_multiple': 2},
   'q_memory': {'q_memory': True, 'target_max': None, 'error_max': None},
   'static': {'self_modifying': False, 'mix': 'none', 'retention': False},
 }
@@ -199,7 +199,7 @@ def test_chunks_of_several_blocks(x64):
   'options',
   [
     {'anchor': 'zero', 'chunk_size': 8},
-    {'momentum': False, 'self_target': False},
+    {'momentum': False, 'target': 'slow'},
   ],
 )
 def test_documents_in_a_row(x64, monkeypatch, options):

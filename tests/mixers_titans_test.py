@@ -54,19 +54,17 @@ def oracle(layer, x):
 
   x_q, x_k, x_v = heads(x_q), heads(x_k), heads(x_v)
   beta = None
-  if options.momentum:
+  if options.has_momentum():
     beta = 0.95 * sigmoid(x @ get(layer.beta.kernel) + get(layer.beta.bias))
 
-  eta_max = options.eta_max
-  if eta_max is None:
-    eta_max = 1.0
+  others = options.of_projections()
   names = MEMORIES + (('q',) if options.q_memory else ())
   y = np.zeros((batch, tokens, n, width // n))
   final, losses = {}, {name: np.zeros((batch, tokens)) for name in names}
   for b in range(batch):
     for h in range(n):
       here = (slice(b, b + 1), slice(None), slice(h, h + 1))
-      memories, rates = {}, {}
+      memories, rates, learning = {}, {}, {}
       for name in names:
         kernels = getattr(layer, name)
         memories[name] = (
@@ -74,16 +72,25 @@ def oracle(layer, x):
           get(kernels.down)[h : h + 1],
         )
         # Static memories have no rate of their own, nor use one.
-        rate = getattr(layer, 'projection_rate', layer.memory_rate)
-        if name == 'memory':
-          rate = layer.memory_rate
-        rates[name] = tuple(eta_max * sigmoid(get(rate))[:, h : h + 1])
-      # The step is spread over what momentum multiplies it by, 1 / (1 - beta).
-      share = iter(np.ones(tokens) if beta is None else 1 - beta[b, :, h])
+        group = 'memory' if name == 'memory' else 'projection'
+        rate = getattr(layer, f'{group}_rate', layer.memory_rate)
+        how = options.of_memory() if group == 'memory' else others
+        # Chunks of one have the same bound for both layers.
+        bound = 1.0 if how.eta_max is None else how.eta_max
+        rates[name] = tuple(bound * sigmoid(get(rate))[:, h : h + 1])
+        share = {'self': 1.0, 'slow': 0.0}.get(how.target)
+        if share is None:
+          share = sigmoid(get(getattr(layer, f'{group}_share'))[h])
+        learning[name] = {
+          'objective': how.objective,
+          'share': [share],
+          'relative': how.step == 'relative',
+          'momentum': how.momentum,
+        }
       eta_bias, alpha_bias = get(layer.eta_bias)[h], get(layer.alpha_bias)[h]
 
-      def gate_eta(raw, share=share, bias=eta_bias):
-        return sigmoid(raw + bias) * next(share)
+      def gate_eta(raw, bias=eta_bias):
+        return sigmoid(raw + bias)
 
       def gate_alpha(raw, bias=alpha_bias):
         return sigmoid(raw + bias) if options.retention else 1.0
@@ -97,10 +104,11 @@ def oracle(layer, x):
         gate_eta=gate_eta,
         gate_alpha=gate_alpha,
         rates=rates,
+        learning=learning,
         beta=None if beta is None else beta[here],
-        objective=options.objective,
         anchor=options.anchor,
         erase=options.erase,
+        read_after=options.read == 'after',
         target_max=options.target_max,
         error_max=options.error_max,
         epsilon=1e-12,
@@ -109,9 +117,13 @@ def oracle(layer, x):
         final[name, b, h] = [kernel[0, 0] for kernel in pair]
         losses[name][b] += found[name][0, :, 0] / n
 
-  y /= np.sqrt(np.mean(y * y, axis=-1, keepdims=True) + 1e-6)
-  y *= get(layer.norm.scale)
-  return y.reshape(batch, tokens, -1) @ get(layer.output.kernel), final, losses
+  if options.output_norm:
+    y /= np.sqrt(np.mean(y * y, axis=-1, keepdims=True) + 1e-6)
+    y *= get(layer.norm.scale)
+  y = y.reshape(batch, tokens, -1)
+  if options.output_gate:
+    y *= reference.silu(x @ get(layer.gate.kernel))
+  return y @ get(layer.output.kernel), final, losses
 
 
 def final_kernels(layer, state):
@@ -147,6 +159,34 @@ ORACLE_CASES = {
     'erase': False,
   },
   'mix_none': {'mix': 'none', 'hidden_multiple': 2, 'retention': False},
+  'delta': {'objective': 'delta', 'momentum': False, 'target': 'slow'},
+  'delta_zero': {'objective': 'delta', 'anchor': 'zero', 'read': 'after'},
+  'delta_relative': {
+    'objective': 'delta',
+    'step': 'relative',
+    'eta_max': 2.0,
+    'momentum': False,
+    'output_norm': False,
+    'output_gate': True,
+  },
+  'delta_memory': {
+    'objective': 'delta',
+    'projection_objective': 'l2',
+    'projection_eta_max': 0.3,
+    'momentum': False,
+    'projection_momentum': True,
+    'projection_target': 'slow',
+    'target': 'mixed',
+  },
+  'delta_projections': {
+    'projection_objective': 'delta',
+    'projection_step': 'relative',
+    'projection_momentum': False,
+    'projection_target': 'mixed',
+    'projection_eta_max': 1.5,
+    'eta_max': 0.5,
+    'q_memory': True,
+  },
   # The gates' values are as wide as their inputs.
   'heads_of_width_1': {'heads': 8},
 }
@@ -233,6 +273,6 @@ def test_a_frozen_chunk_agrees_where_nothing_was_frozen(x64):
     'objective': 'dot',
     'hidden_multiple': 0,
     'self_modifying': False,
-    'self_target': False,
+    'target': 'slow',
   }
   assert relative(run(8, **linear), run(1, **linear)) <= BAR

@@ -135,6 +135,7 @@ def sequence_update(
   erase: Array | float | None = None,
   queries: Array | None = None,
   read_after: bool = False,
+  trace_erases: bool = False,
 ) -> tuple[Array, Array | None, Array | None]:
   """Rule (A) over the tokens of one sequence (Eq. 57 and 88, with momentum).
 
@@ -152,6 +153,10 @@ def sequence_update(
     erase: Erase rates [c]; None for `eta`; 0.0 for no erase.
     queries: Queries [c, i], or None.
     read_after: Whether a token reads K_t in the place of K_{t-1}.
+    trace_erases: Whether what is erased goes through the trace,
+
+      S_t = beta_t S_{t-1} - u_t^T (eta_t g_t + erase_t u_t K_{t-1})
+      K_t = alpha_t K_{t-1} + S_t
 
   Returns:
     K_C, S_C (None without momentum) and the reads q_t K_{t-1} or q_t K_t
@@ -166,12 +171,16 @@ def sequence_update(
     if queries is not None and not read_after:
       reads.append(queries[t] @ kernel)
     write = -eta[t] * np.outer(u[t], g[t])
+    transition = alpha[t] * np.eye(width)
+    if trace_erases:
+      write = write - erase[t] * np.outer(u[t], u[t] @ kernel)
+    else:
+      transition = transition - erase[t] * np.outer(u[t], u[t])
     if trace is None:
       step = write
     else:
       trace = beta[t] * trace + write
       step = trace
-    transition = alpha[t] * np.eye(width) - erase[t] * np.outer(u[t], u[t])
     kernel = transition @ kernel + step
     if queries is not None and read_after:
       reads.append(queries[t] @ kernel)
@@ -190,6 +199,7 @@ def batched_update(
   erase: Array | float | None = None,
   queries: Array | None = None,
   read_after: bool = False,
+  trace_erases: bool = False,
 ) -> tuple[Array, Array | None, Array | None]:
   """`sequence_update` for each index of the leading dimensions."""
   lead = kernel.shape[:-2]
@@ -209,6 +219,7 @@ def batched_update(
       erase=at(erase, index),
       queries=at(queries, index),
       read_after=read_after,
+      trace_erases=trace_erases,
     )
     for index in np.ndindex(lead)
   ]
@@ -407,10 +418,11 @@ def self_referential_titans(
   gate_eta: Callable[[float], float],
   gate_alpha: Callable[[float], float],
   rates: Mapping[str, tuple[Array, Array]],
+  learning: Mapping[str, Mapping[str, object]],
   beta: Array | None = None,
-  objective: str = 'l2',
   anchor: str = 'initial',
   erase: bool = True,
+  read_after: bool = False,
   target_max: float | None = None,
   error_max: float | None = None,
   epsilon: float = 0.0,
@@ -426,7 +438,8 @@ def self_referential_titans(
 
   then every memory m learns to map k to its own target M_m(v), shortened to
   the norm target_max where it is longer: each of its layers, with input u,
-  output error g and eta_l = rate_l eta, takes
+  output error g and eta_l = rate_l eta (times 1 - beta_t with momentum, which
+  sums a write 1 / (1 - beta) times), takes
 
       eta' = eta_l / (1 + eta_l |u|^2)
       S_t = beta_t S_{t-1} - eta' outer(u, g)
@@ -434,6 +447,12 @@ def self_referential_titans(
 
   where D is the kernel itself (anchor 'zero', the letter of Eq. 88) or its
   deviation from the initial kernel (anchor 'initial'). Traces start at zero.
+  By the delta rule (objective 'delta') the second layer, with input u and B its
+  initial kernel (0 for anchor 'zero'), descends on what it would say after
+  retention,
+
+      g = residual(k) + u (B + alpha D_{t-1}) - target
+      S_t = beta_t S_{t-1} - eta' outer(u, g),   D_t = alpha D_{t-1} + S_t
 
   Args:
     memories: Initial kernels by name: 'k', 'v', 'eta', 'alpha', 'memory' and
@@ -447,11 +466,15 @@ def self_referential_titans(
     gate_alpha: From the raw output of 'alpha' to the retention.
     rates: By name, factors (up [n], down [n]) of the learning rate of each
       layer, applied before its normalisation.
-    beta: Momentum factors [b, t, n], or None for no momentum.
-    objective: 'l2' or 'dot', for all memories.
+    learning: By name: 'objective', 'l2', 'dot' or 'delta'; 'share' [n] of the
+      target M_m(v), the rest being the slow one: v for 'memory', and for others
+      M_m(v) by the initial kernels; 'relative', whether eta' of the second
+      layer is eta_l / (|u|^2 + 1e-6); 'momentum', whether there is one.
+    beta: Momentum factors [b, t, n]; None: no memory has momentum.
     anchor: 'zero' or 'initial'.
     erase: Whether the rule erases (delta gradient descent) or not.
-    target_max: Largest norm of a target, or None for no bound.
+    read_after: Whether y_t is M_memory(q) at the state after token t.
+    target_max: Largest norm of a target M_m(v), or None for no bound.
     error_max: As in `memory_errors`.
     epsilon: Added to the squared norms of k, v, q and targets.
 
@@ -504,32 +527,55 @@ def self_referential_titans(
         eta = gate_eta(call('eta', x_k[b, t, n])[0])
         alpha = gate_alpha(call('alpha', x_k[b, t, n])[0])
 
-        y[b, t, n] = call('memory', q)
+        if not read_after:
+          y[b, t, n] = call('memory', q)
 
         for name in memories:
-          target = call(name, v)
+          residual = name not in ('eta', 'alpha')
+          how = learning[name]
+          own = call(name, v)
           if target_max is not None:
-            target = bound_norm(target, target_max, epsilon)
+            own = bound_norm(own, target_max, epsilon)
+          slow = v
+          if name != 'memory':
+            first = [kernel[n] for kernel in memories[name]]
+            slow = memory(v, *first, act, residual)
+          target = how['share'][n] * own + (1 - how['share'][n]) * slow
+          delta = how['objective'] == 'delta'
+          objective = 'l2' if delta else how['objective']
           losses[name][b, t, n] = loss(objective, call(name, k), target)
           layers = memory_errors(
             k,
             target,
             *current[name],
             activation,
-            name not in ('eta', 'alpha'),
+            residual,
             objective,
             error_max,
             epsilon,
           )
           for layer, (u, g) in enumerate(layers):
-            step = normalized_step(eta * rates[name][layer][n], u)
+            rate = eta * rates[name][layer][n]
+            if how['momentum']:
+              rate *= 1 - beta[b, t, n]
+            online = delta and layer == 1
+            if online:
+              kept = base[name][1] + alpha * state[name][1]
+              g = memory(k, current[name][0], kept, act, residual) - target
+            step = normalized_step(rate, u)
+            if how['relative'] and layer == 1:
+              step = rate / (np.sum(u * u) + 1e-6)
             write = -step * np.outer(u, g)
-            if beta is not None:
+            if how['momentum']:
               write = write + beta[b, t, n] * trace[name][layer]
             trace[name][layer] = write
-            erased = step if erase else 0.0
+            erased = step if erase and not online else 0.0
             transition = alpha * np.eye(len(u)) - erased * np.outer(u, u)
             state[name][layer] = transition @ state[name][layer] + write
+
+        if read_after:
+          kernels = [base['memory'][i] + state['memory'][i] for i in (0, 1)]
+          y[b, t, n] = memory(q, *kernels, act, True)
 
       for name in memories:
         for layer in (0, 1):

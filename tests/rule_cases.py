@@ -18,6 +18,8 @@ CASES = (
   'delta_after',
   'plain_after',
   'momentum_gated_after',
+  'momentum_through_trace',
+  'momentum_gated_through_trace_after',
 )
 BAR = 1e-12
 GRADIENT_BAR = 1e-10
@@ -29,7 +31,7 @@ def make(case, tokens, *, lead=(2,), width=6, output=5, seed=0):
 
   The case says whether there is momentum and how the rule erases: at eta'
   ('delta'), not at all ('plain'), or at a given alpha eta' ('gated'); with
-  'after', tokens read after their own write.
+  'through_trace', by rule (B); with 'after', tokens read after their own write.
   """
   rng = np.random.default_rng(seed)
   u = rng.normal(size=(*lead, tokens, width)) / np.sqrt(width)
@@ -64,6 +66,7 @@ def call(update, case, inputs):
     erase=erase,
     queries=inputs.get('queries'),
     read_after=case.endswith('after'),
+    trace_erases='through_trace' in case,
   )
   assert len(outputs) == 3
   assert (outputs[1] is None) == ('trace' not in inputs)

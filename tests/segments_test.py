@@ -163,7 +163,7 @@ LAYERS = {
       self_modifying=False,
       mix='none',
       hidden_multiple=0,
-      self_target=False,
+      target='slow',
     ),
     4,
   ),

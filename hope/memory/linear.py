@@ -15,7 +15,7 @@ eps = alpha beta, read after the write.
 import jax
 import jax.numpy as jnp
 
-from hope.memory import rule, stream
+from hope.memory import stream
 from hope.memory.mlp import State
 
 
@@ -74,7 +74,7 @@ def remember(
   def body(step: stream.Step) -> tuple[jax.Array, None, jax.Array]:
     q, k, v, alpha, beta = step.x
     beta = step.counted(beta)
-    now, _, y = rule.decayed_update(
+    now, _, y = step.form.update(
       step.now,
       None,
       k,
@@ -83,7 +83,6 @@ def remember(
       decay=step.form.decays(alpha, None, step.valid, read_after=True),
       erase=alpha * beta if erase else 0.0,
       queries=q,
-      form=step.form,
     )
     return now, None, y
 

@@ -119,7 +119,7 @@ def losses(
     kernels: up [..., i, m f], down [..., m, f, o] of each group.
     k: [..., c, i], keys.
     targets: of each group [..., m, c, o], wanted values.
-    objective: 'l2' or 'dot'.
+    objective: one of `objectives.NAMES`.
     residual: as in `forward`.
 
   Returns:
@@ -200,9 +200,13 @@ class Rates(NamedTuple):
     up: [..., c, 1], eta of the first layers, not normalised.
     down: [..., c, 1], eta of the second layers, not normalised.
     decay: of the chunk's tokens.
-    erase: whether the erase term is on.
-    error_max: largest norm of a layer's error; None: no bound.
-    form: the backend's operations.
+    erase: whether the erase term is on; of 'delta' it is a part.
+    error_max: largest norm of a layer's error; None: no bound. The errors of
+      layers that learn by the delta rule have none.
+    form: of the rule.
+    alpha: [..., c, 1], retention; only 'delta' needs it.
+    relative: whether `down` is a part of the error rather than eta
+      (`rule.relative_step`).
   """
 
   up: jax.Array
@@ -211,9 +215,17 @@ class Rates(NamedTuple):
   erase: bool
   error_max: float | None
   form: rule.Form = rule.XLA
+  alpha: Any = None
+  relative: bool = False
+
+  def step_down(self, u: jax.Array) -> jax.Array:
+    """The second layers' eta' for inputs u [..., m, c, f]: [..., m, c, 1]."""
+    step = rule.relative_step if self.relative else rule.proximal_step
+    return step(self.down[..., None, :, :], u)
 
 
 def _errors(
+  base: Kernels | None,
   frozen: Kernels,
   k: jax.Array,
   targets: tuple[jax.Array, ...],
@@ -225,7 +237,8 @@ def _errors(
 
   For `down`, u = act(k @ up) and g from the objective; for `up`, u = k and
   g = (g_down @ down.T) * act'(k @ up). Both g and g_down @ down.T are shortened
-  to the norm `error_max` where they are longer.
+  to the norm `error_max` where they are longer. By the delta rule, the g that
+  `down` learns from is that of the base alone, and has no bound.
   """
 
   def bound(x: jax.Array) -> jax.Array:
@@ -235,18 +248,31 @@ def _errors(
   errors, back = [], []
   outs = [u @ down for u, down in zip(features, frozen.down, strict=True)]
   predictions = _residual(frozen, k, outs, residual)
-  for prediction, down, target in zip(
-    predictions, frozen.down, targets, strict=True
+  kept = _of_base(base, features)
+  kept = _residual(frozen, k, kept, residual)
+  for prediction, of_base, down, target in zip(
+    predictions, kept, frozen.down, targets, strict=True
   ):
     g = bound(objectives.error(objective, prediction, target))
-    errors.append(g)
     if frozen.up is not None:
       back.append(bound(g @ jnp.swapaxes(down, -1, -2)))
+    if objective == 'delta':
+      g = objectives.error(objective, of_base, target)
+    errors.append(g)
   up = None
   if frozen.up is not None:
     _, activation_vjp = jax.vjp(act, pre)
     (up,) = activation_vjp(_join(back))
   return features, Kernels(up, tuple(errors))
+
+
+def _of_base(
+  base: Kernels | None, features: tuple[jax.Array, ...]
+) -> list[jax.Array]:
+  """What the base makes of the features, [..., m, c, o] of each group."""
+  if base is None:
+    return [jnp.zeros((), u.dtype) for u in features]
+  return [u @ down for u, down in zip(features, base.down, strict=True)]
 
 
 def learn(
@@ -264,7 +290,8 @@ def learn(
 ) -> tuple[Kernels, Kernels | None, Any]:
   """Memories that share their key learn c tokens by rule (A).
 
-  All gradients are taken at `start` (Eq. 90: frozen within a chunk).
+  All gradients are taken at `start` (Eq. 90: frozen within a chunk), but for
+  those of the delta rule.
 
   Args:
     base: initial kernels that retention is anchored to, or None.
@@ -274,7 +301,7 @@ def learn(
     k: [..., c, i], keys.
     targets: of each group [..., m, c, o], wanted values.
     rates: of writes, retention and momentum at these tokens.
-    objective: 'l2' or 'dot'.
+    objective: one of `objectives.NAMES`.
     queries: [..., c, i]; None: nothing is read.
     residual: as in `forward`.
 
@@ -284,12 +311,13 @@ def learn(
   """
   frozen = add(base, start)
   features, errors = _errors(
-    frozen, k, targets, objective, residual, rates.error_max
+    base, frozen, k, targets, objective, residual, rates.error_max
   )
   erase = None if rates.erase else 0.0
+  delta = objective == 'delta'
   up, up_trace, q_features = None, None, [None] * len(features)
   if frozen.up is not None:
-    up, up_trace, q_pre = rule.decayed_update(
+    up, up_trace, q_pre = rates.form.update(
       now.up,
       None if trace is None else trace.up,
       k,
@@ -298,7 +326,6 @@ def learn(
       decay=rates.decay,
       erase=erase,
       queries=queries,
-      form=rates.form,
     )
     if queries is not None:
       if base is not None:
@@ -310,16 +337,17 @@ def learn(
   decay = jax.tree.map(lambda x: x[..., None, :, :], rates.decay)
   downs, down_traces, reads = [], [], []
   for j, u in enumerate(features):
-    down, down_trace, read = rule.decayed_update(
+    step = rates.step_down(u)
+    down, down_trace, read = rates.form.update(
       now.down[j],
       None if trace is None else trace.down[j],
       u,
       errors.down[j],
-      eta=rule.proximal_step(rates.down[..., None, :, :], u),
+      eta=step,
       decay=decay,
-      erase=erase,
+      erase=rates.alpha[..., None, :, :] * step if delta else erase,
       queries=q_features[j],
-      form=rates.form,
+      trace_erases=delta,
     )
     downs.append(down)
     down_traces.append(down_trace)

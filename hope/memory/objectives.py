@@ -1,19 +1,24 @@
-"""Objectives of the inner learning, and the errors that memories descend on."""
+"""Objectives of the inner learning, and the errors that memories descend on.
+
+'delta' is the loss 'l2', learned by the delta rule: the last layer of a memory
+descends on its error at the current state, and not at the state at the chunk's
+start (`hope.memory.mlp`).
+"""
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-NAMES = ('l2', 'dot')
+NAMES = ('l2', 'dot', 'delta')
 # Added to a squared norm, so that the gradient of its root is finite at 0.
 _SMALLEST_SQUARE = 1e-12
 
 
 def loss(name: str, prediction: jax.Array, target: jax.Array) -> jax.Array:
-  """An objective's value: 1/2 |M(k) - v|^2 for 'l2', -<M(k), v> for 'dot'.
+  """An objective's value: -<M(k), v> for 'dot', else 1/2 |M(k) - v|^2.
 
   Args:
-    name: 'l2' or 'dot'.
+    name: one of NAMES.
     prediction: [..., o], M(k).
     target: [..., o], the wanted value v.
 
@@ -23,7 +28,7 @@ def loss(name: str, prediction: jax.Array, target: jax.Array) -> jax.Array:
   Raises:
     ValueError: for any other name.
   """
-  if name == 'l2':
+  if name in ('l2', 'delta'):
     values = 0.5 * jnp.square(prediction - target)
   elif name == 'dot':
     values = -prediction * target
@@ -35,13 +40,13 @@ def loss(name: str, prediction: jax.Array, target: jax.Array) -> jax.Array:
 def error(name: str, prediction: jax.Array, target: jax.Array) -> jax.Array:
   """Gradient of an objective with respect to the memory's output.
 
-  `l2`: 1/2 |M(k) - v|^2, so g = M(k) - v. `dot`: -<M(k), v>, so g = -v.
-  (Eq. 92 of arXiv:2512.24695 prints the second with the opposite sign; we
+  `l2` and `delta`: 1/2 |M(k) - v|^2, so g = M(k) - v. `dot`: -<M(k), v>, so
+  g = -v. (Eq. 92 of arXiv:2512.24695 prints this with the opposite sign; we
   descend.) The target is a given value for the inner learning; the outer
   gradient flows through it.
 
   Args:
-    name: 'l2' or 'dot'.
+    name: one of NAMES.
     prediction: [..., o], M(k).
     target: [..., o], the wanted value v.
 
@@ -51,7 +56,7 @@ def error(name: str, prediction: jax.Array, target: jax.Array) -> jax.Array:
   Raises:
     ValueError: for any other name.
   """
-  if name == 'l2':
+  if name in ('l2', 'delta'):
     return prediction - target
   if name == 'dot':
     return -target

@@ -8,10 +8,18 @@ trace S [i, o] follow
   K_t = (alpha_t I - eps_t outer(u_t, u_t)) K_{t-1} + S_t                   (A)
 
 `token_update` is (A) as it stands. `chunk_update` is the same function of the
-same arguments as matmuls and one unit lower triangular solve.
+same arguments as matmuls and one unit lower triangular solve. With
+`trace_erases` what is erased goes through the trace,
+
+  S_t = beta_t S_{t-1} - outer(u_t, eta'_t g_t + eps_t u_t K_{t-1})
+  K_t = alpha_t K_{t-1} + S_t                                             (B)
+
+so that with eps = eta' it is the heavy ball on 1/2 |u K + g|^2 at the current
+state. Without momentum (B) is (A).
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +27,9 @@ from jax import lax
 import jax.numpy as jnp
 
 from hope.memory.solve import solve_unit_lower
+
+# Added to a squared norm that divides.
+_SMALLEST_SQUARE = 1e-6
 
 
 def normalized_step(eta: jax.Array, u: jax.Array) -> jax.Array:
@@ -50,6 +61,23 @@ def proximal_step(eta: jax.Array, u: jax.Array) -> jax.Array:
   return eta / (1 + eta * jnp.sum(jnp.square(u), axis=-1, keepdims=True))
 
 
+def relative_step(rate: jax.Array, u: jax.Array) -> jax.Array:
+  """The step eta' = rate / |u|^2, whose rate is the part that a write corrects.
+
+  A write without retention multiplies the error at u by 1 - rate: 1 corrects
+  it at once, 2 turns its sign.
+
+  Args:
+    rate: [..., c, 1], in [0, 2] for writes that do not expand.
+    u: [..., c, i].
+
+  Returns:
+    [..., c, 1]; at most rate / |u|^2, and finite where u is 0.
+  """
+  square = jnp.sum(jnp.square(u), axis=-1, keepdims=True)
+  return rate / (square + _SMALLEST_SQUARE)
+
+
 def token_update(
   kernel: jax.Array,
   trace: jax.Array | None,
@@ -62,6 +90,7 @@ def token_update(
   erase: jax.Array | float | None = None,
   queries: jax.Array | None = None,
   read_after: bool = False,
+  trace_erases: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
   """Rule (A), one token after another: the slow form, and the oracle.
 
@@ -77,43 +106,104 @@ def token_update(
     queries: [..., c, i], or None: nothing is read.
     read_after: False reads K_{t-1}, the kernel before the token's own write;
       True reads K_t, as published linear recurrences do.
+    trace_erases: rule (B) in the place of (A).
 
   Returns:
     (K_c, S_c, reads): the state after the last token and, for each token, its
     query times the kernel that it reads, [..., c, o] (None without queries).
   """
-  decayed = _erase_rates(erase, eta)
 
-  def time_major(x: jax.Array | None, rank: int) -> jax.Array | None:
-    return None if x is None else jnp.moveaxis(x, -rank, 0)
+  def tokens(x: jax.Array | None) -> jax.Array | None:
+    """[..., c, i] as [c, ..., 1, i]."""
+    return None if x is None else jnp.moveaxis(x, -2, 0)[..., None, :]
 
-  xs = (
-    time_major(u, 2),
-    time_major(g, 2),
-    time_major(eta, 1),
-    time_major(alpha, 1),
-    time_major(beta, 1),
-    time_major(decayed, 1),
-    time_major(queries, 2),
-  )
+  def rates(x: jax.Array | None) -> jax.Array | None:
+    """[..., c] as [c, ..., 1, 1]."""
+    return None if x is None else tokens(x[..., None])
 
   def step(state, x):
     kernel, trace = state
     u, g, eta, alpha, beta, eps, q = x
-    write = -eta[..., None, None] * u[..., :, None] * g[..., None, :]
-    if trace is not None:
-      write = trace = beta[..., None, None] * trace + write
-    new = alpha[..., None, None] * kernel + write
-    if eps is not None:
-      stored = jnp.einsum('...i,...io->...o', u, kernel)
-      new -= eps[..., None, None] * u[..., :, None] * stored[..., None, :]
-    if q is None:
-      return (new, trace), None
-    seen = new if read_after else kernel
-    return (new, trace), jnp.einsum('...i,...io->...o', q, seen)
+    kernel, trace, read = one_token(
+      kernel,
+      trace,
+      u,
+      g,
+      eta=eta,
+      decay=TokenDecays(alpha, beta, read_after),
+      erase=0.0 if eps is None else eps,
+      queries=q,
+      trace_erases=trace_erases,
+    )
+    return (kernel, trace), read
 
+  given = (eta, alpha, beta, _erase_rates(erase, eta))
+  rest = (*map(rates, given), tokens(queries))
+  xs = (tokens(u), tokens(g), *rest)
   (kernel, trace), reads = lax.scan(step, (kernel, trace), xs)
-  return kernel, trace, None if reads is None else jnp.moveaxis(reads, 0, -2)
+  if reads is not None:
+    reads = jnp.moveaxis(reads[..., 0, :], 0, -2)
+  return kernel, trace, reads
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenDecays:
+  """The decay factors of a single token.
+
+  Attributes:
+    alpha: [..., 1, 1], retention.
+    beta: [..., 1, 1], momentum factor; None: no momentum.
+    read_after: whether queries read after the token's own write.
+  """
+
+  alpha: jax.Array
+  beta: Any
+  read_after: bool = dataclasses.field(metadata={'static': True})
+
+
+def token_decays(
+  alpha: jax.Array,
+  beta: jax.Array | None,
+  valid: None = None,
+  read_after: bool = False,
+) -> TokenDecays:
+  """`decays` of a single token, which always counts (`valid` is None)."""
+  del valid
+  return TokenDecays(alpha, beta, read_after)
+
+
+def one_token(
+  kernel: jax.Array,
+  trace: jax.Array | None,
+  u: jax.Array,
+  g: jax.Array,
+  *,
+  eta: jax.Array,
+  decay: TokenDecays,
+  erase: jax.Array | float | None = None,
+  queries: jax.Array | None = None,
+  trace_erases: bool = False,
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+  """Rule (A), or (B), for one token: no tables and no solve.
+
+  Args and Returns: as `decayed_update`, with c = 1.
+  """
+  eps = _erase_rates(erase, eta)
+  write, erased = eta * g, None
+  if eps is not None:
+    erased = eps * (u @ kernel)
+    if trace_erases:
+      write, erased = write + erased, None
+  write = -_turn(u) * write
+  if trace is not None:
+    write = trace = decay.beta * trace + write
+  new = decay.alpha * kernel + write
+  if erased is not None:
+    new -= _turn(u) * erased
+  if queries is None:
+    return new, trace, None
+  return new, trace, queries @ (new if decay.read_after else kernel)
 
 
 @jax.custom_vjp
@@ -270,26 +360,20 @@ def _turn(x: jax.Array) -> jax.Array:
 
 
 class Form(NamedTuple):
-  """Operations of the chunk form that differ between backends.
+  """A form of the rule, for a backend and a length.
 
   Attributes:
-    decays: the decay factors, as `decays`.
-    solve: the unit lower triangular solve, as `solve_unit_lower`.
-    dot: the sum of matmuls of lists of [..., c, i_j] and [..., i_j, o],
-      [..., c, o].
+    decays: the decay factors, as `decays`; what it returns is for `update`.
+    update: the rule, as `decayed_update`.
   """
 
-  decays: Callable[..., Decays]
-  solve: Callable[[jax.Array, jax.Array], jax.Array]
-  dot: Callable[[list[jax.Array], list[jax.Array]], jax.Array]
+  decays: Callable[..., Any]
+  update: Callable[..., tuple[Any, Any, Any]]
 
 
 def _joint_dot(xs: list[jax.Array], ys: list[jax.Array]) -> jax.Array:
-  """`Form.dot` as one matmul: [..., c, o]."""
+  """The sum of the products of xs and ys, as one matmul: [..., c, o]."""
   return jnp.concatenate(xs, axis=-1) @ jnp.concatenate(ys, axis=-2)
-
-
-XLA = Form(decays=decays, solve=solve_unit_lower, dot=_joint_dot)
 
 
 def chunk_update(
@@ -304,8 +388,9 @@ def chunk_update(
   erase: jax.Array | float | None = None,
   queries: jax.Array | None = None,
   read_after: bool = False,
+  trace_erases: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-  """Rule (A) over a chunk in parallel: equal to `token_update`.
+  """Rule (A), or (B), over a chunk in parallel: equal to `token_update`.
 
   Args and Returns: as `token_update`: kernel, trace [..., i, o]; u, queries
   [..., c, i]; g [..., c, o]; eta, alpha, beta, erase [..., c].
@@ -323,6 +408,7 @@ def chunk_update(
     decay=decays(column(alpha), column(beta), read_after=read_after),
     erase=column(erase),
     queries=queries,
+    trace_erases=trace_erases,
   )
 
 
@@ -336,7 +422,9 @@ def decayed_update(
   decay: Decays,
   erase: jax.Array | float | None = None,
   queries: jax.Array | None = None,
-  form: Form = XLA,
+  trace_erases: bool = False,
+  solve: Callable[[jax.Array, jax.Array], jax.Array] = solve_unit_lower,
+  dot: Callable[[list[jax.Array], list[jax.Array]], jax.Array] = _joint_dot,
 ) -> tuple[jax.Array, Any, Any]:
   """`chunk_update` with the decay factors already computed.
 
@@ -349,7 +437,10 @@ def decayed_update(
     decay: of alpha and beta; says where queries read.
     erase: as in `chunk_update`, but [..., c, 1].
     queries: [..., c, i], or None.
-    form: the backend's operations.
+    trace_erases: as in `token_update`.
+    solve: the backend's unit lower triangular solve, as `solve_unit_lower`.
+    dot: the backend's sum of the matmuls of lists of [..., c, i_j] and
+      [..., i_j, o], [..., c, o].
 
   Returns:
     (kernel, trace, reads), as `chunk_update`.
@@ -372,15 +463,19 @@ def decayed_update(
     if trace is not None:
       factors.append(at.trace * x)
     factors.append(-_turn(eta) * at.write * scores)
-    return form.dot(factors, held)
+    return dot(factors, held)
+
+  def erasing(at: Factors) -> jax.Array:
+    """Effect on the kernel of what each token erases, shaped as at.keep."""
+    return at.write if trace_erases else at.keep
 
   change = end.write * eta * g
   stored: Any = None
   if eps is not None:
     gram = jnp.einsum('...ti,...ji->...tj', u, u)
-    left = _turn(eps) * before.keep * gram
-    stored = form.solve(left, incoming(u, gram, before))
-    change += end.keep * eps * stored
+    left = _turn(eps) * erasing(before) * gram
+    stored = solve(left, incoming(u, gram, before))
+    change += erasing(end) * eps * stored
 
   reads = None
   if queries is not None:
@@ -388,7 +483,7 @@ def decayed_update(
     match = jnp.einsum('...ti,...ji->...tj', queries, u)
     reads = incoming(queries, match, at)
     if eps is not None:
-      reads -= (_turn(eps) * at.keep * match) @ stored
+      reads -= (_turn(eps) * erasing(at) * match) @ stored
 
   ut = _turn(u)
   new = end.start * kernel - ut @ change
@@ -396,8 +491,15 @@ def decayed_update(
     return new, None, reads
   new += end.trace * trace
   trace = decay.trace_start * trace
-  trace -= ut @ (decay.trace_write * eta * g)
+  write = eta * g
+  if eps is not None and trace_erases:
+    write += eps * stored
+  trace -= ut @ (decay.trace_write * write)
   return new, trace, reads
+
+
+XLA = Form(decays=decays, update=decayed_update)
+TOKEN = Form(decays=token_decays, update=one_token)
 
 
 def _erase_rates(erase, eta):

@@ -2,7 +2,8 @@
 
 A chunk (in tokens) is the span whose gradients are taken at one state. A block,
 at most 64 tokens and a divisor of the chunk, is what one step of the scan
-computes. A piece of a stream may start and end anywhere within a chunk: its
+computes; blocks of one token (chunks of one, and decoding) need neither tables
+nor a solve. A piece of a stream may start and end anywhere within a chunk: its
 tokens are laid on the grid of blocks, and the places around them are masked.
 
 Documents that share a row each have a grid of their own, so a document must
@@ -26,6 +27,9 @@ from hope.memory.segments import since_start
 # Tokens that one step of the scan computes at most: its tables are [block,
 # block] per head.
 MAX_BLOCK = 64
+# Blocks of one token between those whose states are saved for the backward
+# pass, in pieces of more than twice as many; in shorter ones all are.
+_GROUP = 32
 KERNELS = ('xla', 'pallas')
 
 
@@ -81,7 +85,7 @@ class Step(NamedTuple):
     trace: momentum traces before the block, or None.
     x: the block's tokens, a tree of [b, n, c, ...].
     valid: bool [c] or [b, 1, c], which of them count; None: all.
-    form: the backend's operations.
+    form: of the rule.
   """
 
   consts: Any
@@ -187,7 +191,8 @@ def run(
     after = since_start(starts, position)[:, -1] + 1
 
   def compute(**of_block):
-    return body(Step(consts=consts, form=rule.XLA, **of_block))
+    form = rule.TOKEN if block == 1 else rule.XLA
+    return body(Step(consts=consts, form=form, **of_block))
 
   def step(carry, x):
     x, j, marks = x
@@ -216,14 +221,11 @@ def run(
   keeps_start = start is not None
   if full and block == chunk:
     start = None  # not carried: it is `now` at every block
-  # For each block, save the incoming state and the solve's result; recompute
-  # the rest in the backward pass.
-  (start, now, trace), ys = lax.scan(
-    jax.checkpoint(
-      step, policy=jax.checkpoint_policies.save_only_these_names('solve')
-    ),
+  (start, now, trace), ys = _scan(
+    step,
     (start, now, trace),
     (jax.tree.map(lay, xs), jnp.arange(count), marks),
+    group=_GROUP if block == 1 and count > 2 * _GROUP else 1,
   )
   if full and block == chunk and keeps_start:
     start = now
@@ -235,6 +237,37 @@ def run(
 
   state = mlp.State(start, now, trace)
   return state, after % chunk, _spoil(misplaced, jax.tree.map(unlay, ys))
+
+
+def _scan(step: Callable, carry: Any, xs: Any, group: int) -> tuple[Any, Any]:
+  """`lax.scan` whose backward pass computes each step anew, but for its solve.
+
+  Args:
+    step: of the scan.
+    carry: at first.
+    xs: tree of [count, ...].
+    group: steps between the carries that are saved. Where it is not 1, the
+      carries between them are computed anew as well.
+  """
+  save = jax.checkpoint_policies.save_only_these_names('solve')
+  step = jax.checkpoint(step, policy=save)
+  count = jax.tree.leaves(xs)[0].shape[0]
+  if group == 1:
+    return lax.scan(step, carry, xs)
+
+  @jax.checkpoint
+  def steps(carry, xs):
+    return lax.scan(step, carry, xs)
+
+  rest = count % group
+  groups, ys = jax.tree.map(lambda x: x[: count - rest], xs), []
+  groups = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), groups)
+  carry, y = lax.scan(steps, carry, groups)
+  ys.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), y))
+  if rest:
+    carry, y = steps(carry, jax.tree.map(lambda x: x[-rest:], xs))
+    ys.append(y)
+  return carry, jax.tree.map(lambda *y: jnp.concatenate(y), *ys)
 
 
 def _part(tree: Any, tokens: slice) -> Any:

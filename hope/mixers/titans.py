@@ -9,27 +9,19 @@ Choice: the inputs of the k, v, eta, alpha and q memories are L2-normalised per
 head, like k, v and q themselves, so that every memory reads unit vectors, at
 the scale at which it learns. (With v at the scale of the residual stream,
 self-generated targets diverge.)
-Deviation: a self-generated target M(v) is shortened to the norm target_max
-where it is longer. M(v) moves with what is written for k, so that targets can
-grow by a factor per token: after 90 outer steps at a learning rate of 6e-3 a
-run had states of 1e4, then NaN. `target_max=None` is the letter of Eq. 84.
-Deviation: the error of each layer of a memory is shortened to the norm
-error_max where it is longer. Gradients that are frozen over a chunk overshoot
-where its tokens share a key, the more the larger a layer's input and, for the
-first layer, |down|: errors then double from chunk to chunk (a run went from
-healthy states to NaN within one sequence). With the bound they cannot.
-`error_max=None` is the letter of Eq. 88.
-Choice: eta = eta_max sigmoid(M_eta(x) + bias), times 1 - beta with momentum
-(which multiplies a write by 1 / (1 - beta)); alpha = sigmoid(M_alpha(x) +
+Choice: eta = eta_max sigmoid(M_eta(x) + bias); alpha = sigmoid(M_alpha(x) +
 bias), biases spread over heads so that what is stored lasts from 64 to 2,048
 tokens; beta = 0.95 sigmoid(x W + bias). The paper gives no ranges.
 Choice: each layer of `memory` and of the other memories has a learned rate in
 (0, 1) that multiplies eta.
+Choice: k, v, eta and alpha (and q) learn in one way, since they share a key and
+a solve; `memory` may learn in another (`hope.memory.learning`).
 """
 
 import dataclasses
 import functools
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -41,8 +33,8 @@ from hope.layers.convolution import CausalConvolution
 from hope.layers.dense import dot_general
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
-from hope.memory import finite, mlp, stream
-from hope.memory.objectives import bound_norm
+from hope.memory import finite, learning, mlp, objectives, stream
+from hope.memory.learning import Learning
 from hope.parallel import placement
 from hope.parts import (
   BY_HEAD,
@@ -84,14 +76,52 @@ class TitansOptions:
     maximum=64,
   )
   objective: str = field(
-    'l2', 'Objective of the inner learning.', choices=('l2', 'dot')
+    'l2',
+    "What `memory` descends on: 'l2', 'dot', or 'delta': l2 of which the last "
+    'layer follows the gradient at its current state.',
+    choices=objectives.NAMES,
+  )
+  projection_objective: str | None = field(
+    None,
+    'The same for the memories that generate. None: as `memory`.',
+    choices=objectives.NAMES,
+  )
+  target: str = field(
+    'self',
+    "What `memory` learns for a key: 'self', its own value M(v) (Eq. 84); "
+    "'slow', v itself; or 'mixed', a learned mixture of both.",
+    choices=learning.TARGETS,
+  )
+  projection_target: str = field(
+    'self',
+    "The same for the memories that generate; 'slow' is here the value of v in "
+    "a memory's initial state.",
+    choices=learning.TARGETS,
+  )
+  step: str = field(
+    'proximal',
+    "Step of `memory`'s last layer: 'proximal', eta / (1 + eta |u|^2), or "
+    "'relative', eta / |u|^2. By the latter eta is the part of an error that a "
+    'write corrects, and turns its sign above 1; with objective=delta nothing '
+    'expands up to eta_max=2.',
+    choices=learning.STEPS,
+  )
+  projection_step: str | None = field(
+    None,
+    'The same for the memories that generate. None: as `memory`.',
+    choices=learning.STEPS,
   )
   retention: bool = field(True, 'Whether memories forget: a part of rule (A).')
   momentum: bool = field(
-    True, 'Whether writes have momentum: a part of rule (A).'
+    True, "Whether `memory`'s writes have momentum: a part of rule (A)."
+  )
+  projection_momentum: bool | None = field(
+    None, 'The same for the memories that generate. None: as `memory`.'
   )
   erase: bool = field(
-    True, 'Whether a write erases along its key: a part of rule (A).'
+    True,
+    'Whether a write erases along its key: a part of rule (A), and what the '
+    'delta rule is.',
   )
   anchor: str = field(
     'initial',
@@ -101,15 +131,12 @@ class TitansOptions:
   )
   read: str = field(
     'token',
-    "State that a read sees: 'token' (before its token) or 'chunk' (at the "
-    'start of its chunk).',
-    choices=('token', 'chunk'),
+    "State that a read sees: 'token' (before its token's write), 'after' (it), "
+    "or 'chunk' (at the start of its chunk).",
+    choices=('token', 'after', 'chunk'),
   )
   self_modifying: bool = field(
     True, 'Whether the k, v, eta and alpha memories learn within the sequence.'
-  )
-  self_target: bool = field(
-    True, 'Whether the targets are self-generated, M(v) (Eq. 84), or v itself.'
   )
   target_max: float | None = field(
     2.0, 'Largest norm of a self-generated target. None: no bound.', above=0
@@ -128,9 +155,32 @@ class TitansOptions:
   )
   eta_max: float | None = field(
     None,
-    "Upper bound of the inner learning rate eta. None: the layer's default. 0 "
-    'switches inner learning off.',
+    "Upper bound of `memory`'s inner learning rate eta. None: 1, but for "
+    'objective=l2 1 / chunk_size. 0 switches it off.',
     minimum=0,
+  )
+  projection_eta_max: float | None = field(
+    None,
+    'The same for the memories that generate. None: as `memory`.',
+    minimum=0,
+  )
+  rate: float = field(
+    0.88,
+    "Part of eta that `memory`'s layers start with; learned.",
+    above=0,
+    below=1,
+  )
+  projection_rate: float = field(
+    0.12,
+    'The same of the memories that generate.',
+    above=0,
+    below=1,
+  )
+  output_norm: bool = field(
+    True, "Whether a head's output is normalised (RMSNorm)."
+  )
+  output_gate: bool = field(
+    False, "Whether a head's output is multiplied by silu(x W)."
   )
   conv_width: int = field(
     4,
@@ -139,6 +189,69 @@ class TitansOptions:
     minimum=1,
     maximum=2**12,
   )
+
+  def of_memory(self) -> Learning:
+    """How `memory` learns."""
+    return Learning(
+      chunk=self.chunk_size,
+      objective=self.objective,
+      target=self.target,
+      step=self.step,
+      eta_max=self.eta_max,
+      momentum=self.momentum,
+      retention=self.retention,
+      erase=self.erase,
+      target_max=self.target_max,
+      error_max=self.error_max,
+    )
+
+  def of_projections(self) -> Learning:
+    """How the memories that generate learn."""
+    own: dict[str, Any] = {
+      'objective': self.projection_objective,
+      'step': self.projection_step,
+      'eta_max': self.projection_eta_max,
+      'momentum': self.projection_momentum,
+    }
+    return dataclasses.replace(
+      self.of_memory(),
+      chunk=self.projection_chunk_size,
+      target=self.projection_target,
+      **{name: value for name, value in own.items() if value is not None},
+    )
+
+  def learning(self) -> list[Learning]:
+    """How the memories that learn do: `memory`, and those that generate."""
+    others = [self.of_projections()] if self.self_modifying else []
+    return [self.of_memory(), *others]
+
+  def has_momentum(self) -> bool:
+    """Whether any memory has momentum."""
+    return any(learning.momentum for learning in self.learning())
+
+
+# The paper to the letter (Eq. 83-91), with the momentum of its Table 6.
+PAPER = {
+  'chunk_size': 1,
+  'projection_chunk_size': 1,
+  'objective': 'l2',
+  'projection_objective': None,
+  'target': 'self',
+  'projection_target': 'self',
+  'step': 'proximal',
+  'projection_step': None,
+  'retention': True,
+  'momentum': True,
+  'projection_momentum': None,
+  'erase': True,
+  'anchor': 'zero',
+  'read': 'token',
+  'self_modifying': True,
+  'target_max': None,
+  'error_max': None,
+  'eta_max': None,
+  'projection_eta_max': None,
+}
 
 
 class TitansState(NamedTuple):
@@ -162,6 +275,13 @@ class TitansState(NamedTuple):
 
 # Norm of a memory's initial output, of a unit input.
 _SCALE = 0.3
+# Logit of the self-generated part of a mixed target, at first.
+_SHARE = -2.0
+
+
+def _logit(x: float) -> float:
+  """The number whose sigmoid is x."""
+  return math.log(x / (1 - x))
 
 
 def _unit_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -251,7 +371,7 @@ class SelfReferentialTitans(nnx.Module):
     self.eta_bias = nnx.Param(jnp.zeros(num_heads))
     span = jnp.logspace(6, 11, num_heads, base=2.0)
     self.alpha_bias = nnx.Param(jnp.log(span - 1))
-    if options.momentum:
+    if options.has_momentum():
       self.beta = nnx.Linear(
         width,
         num_heads,
@@ -260,24 +380,23 @@ class SelfReferentialTitans(nnx.Module):
         rngs=rngs,
       )
     # Before the sigmoid, of both layers of a memory.
-    rates = jnp.full((2, num_heads), 2.0, jnp.float32)
-    self.memory_rate = nnx.Param(rates)
+    rates = jnp.ones((2, num_heads), jnp.float32)
+    self.memory_rate = nnx.Param(_logit(options.rate) * rates)
     if options.self_modifying:
-      self.projection_rate = nnx.Param(-rates)
-    self.norm = RMSNorm(d)
+      self.projection_rate = nnx.Param(_logit(options.projection_rate) * rates)
+      if options.projection_target == 'mixed':
+        self.projection_share = nnx.Param(jnp.full(num_heads, _SHARE))
+    if options.target == 'mixed':
+      self.memory_share = nnx.Param(jnp.full(num_heads, _SHARE))
+    if options.output_norm:
+      self.norm = RMSNorm(d)
+    if options.output_gate:
+      self.gate = nnx.Linear(
+        width, width, use_bias=False, dtype=dtype, rngs=rngs
+      )
     self.output = nnx.Linear(
       width, width, use_bias=False, dtype=dtype, rngs=rngs
     )
-
-  def eta_max(self, chunk: int) -> float:
-    """Upper bound of eta for memories with this chunk size.
-
-    Choice: 1 for the dot product, whose erase makes every write contract; for
-    L2, 1 / chunk, since gradients frozen over a chunk overshoot beyond it.
-    """
-    if self.options.eta_max is not None:
-      return self.options.eta_max
-    return 1.0 if self.options.objective == 'dot' else 1.0 / chunk
 
   def _generators(self) -> mlp.Kernels:
     """The memories that generate: v, (q,) k in a group, eta, alpha in one.
@@ -294,6 +413,14 @@ class SelfReferentialTitans(nnx.Module):
       return None
     return placement.constrain(mlp.spread(kernels, batch), 'memory')
 
+  def _first(
+    self, kernels: mlp.Kernels, how: Learning, batch: int
+  ) -> mlp.Kernels | None:
+    """The initial state for every stream, where targets are made by it."""
+    if how.target == 'self':
+      return None
+    return placement.constrain(mlp.spread(kernels, batch), 'memory')
+
   def _begin(
     self, kernels: mlp.Kernels, starts: jax.Array | None
   ) -> mlp.Kernels | None:
@@ -302,25 +429,29 @@ class SelfReferentialTitans(nnx.Module):
       return None
     return placement.constrain(mlp.spread(kernels, starts.shape[0]), 'memory')
 
-  def _initial(self, kernels: mlp.Kernels, batch: int) -> mlp.State:
+  def _initial(
+    self, kernels: mlp.Kernels, batch: int, momentum: bool
+  ) -> mlp.State:
     """The fast state that a sequence starts from."""
     now = mlp.spread(kernels, batch)
     zeros = jax.tree.map(jnp.zeros_like, now)
     if self.options.anchor == 'initial':
       now = zeros
-    trace = zeros if self.options.momentum else None
+    trace = zeros if momentum else None
     return placement.constrain(mlp.State(now, now, trace), 'memory')
 
   def init_state(self, batch: int) -> TitansState:
     """The state before the first token."""
-    projections = ()
-    if self.options.self_modifying:
-      projections = self._initial(self._generators(), batch)
+    projections, options = (), self.options
+    if options.self_modifying:
+      momentum = options.of_projections().momentum
+      projections = self._initial(self._generators(), batch, momentum)
+    kernels = self.memory.kernels()
     return TitansState(
       conv=self.conv.init_state(batch),
       projections=projections,
       projection_position=jnp.int32(0),
-      memory=self._initial(self.memory.kernels(), batch),
+      memory=self._initial(kernels, batch, options.momentum),
       memory_position=jnp.int32(0),
     )
 
@@ -357,7 +488,7 @@ class SelfReferentialTitans(nnx.Module):
     else:
       x_q, x_k, x_v = self.query(mixed), mixed, mixed
     beta = None
-    if options.momentum:
+    if options.has_momentum():
       beta = placement.by_head(self.beta(x))
       beta = 0.95 * jax.nn.sigmoid(at_least_float32(beta))[..., None]
     sources = (*(_unit_heads(z, n) for z in (x_q, x_k, x_v)), beta)
@@ -375,7 +506,11 @@ class SelfReferentialTitans(nnx.Module):
       losses = zip(names, (*remembering, *generating), strict=True)
       losses = {name: x.mean((2, 3)) for name, x in losses}
       self.inner_losses = InnerLosses(finite.spoil(losses, spoiled))
-    y = self.norm(y).reshape(batch, t, -1).astype(self.dtype)
+    if options.output_norm:
+      y = self.norm(y)
+    y = y.reshape(batch, t, -1).astype(self.dtype)
+    if options.output_gate:
+      y *= jax.nn.silu(placement.by_head(self.gate(x)))
     y = self.output(placement.constrain(y, 'hidden'))
     end = None if spoiled is None else spoiled[:, -1]
     conv, projections, memory = finite.spoil((conv, projections, memory), end)
@@ -404,43 +539,33 @@ class SelfReferentialTitans(nnx.Module):
     k = k[..., 0, :, :]
     gates = jax.nn.sigmoid(gates + biases)
     eta, alpha = gates[..., 0, :, :], gates[..., 1, :, :]
-    if not self.options.retention:
-      alpha = jnp.ones_like(alpha)
     return l2_normalize(q), l2_normalize(k), l2_normalize(v), eta, alpha
 
-  def _targets(
-    self, kernels: mlp.Kernels, v: jax.Array
+  def _spread(self, name: str, batch: int):
+    """The learned numbers of a group of memories, `memory` or `projection`.
+
+    Returns:
+      (rate, share): rates in (0, 1) of the two layers, [b, n, 1, 1] each, and
+      the share of the self-generated target, or None.
+    """
+
+    def columns(logits: jax.Array) -> jax.Array:
+      """Numbers in (0, 1) of logits [.., n], as [b, .., n, 1, 1]."""
+      return mlp.spread(jax.nn.sigmoid(logits)[..., None, None], batch)
+
+    rate = columns(getattr(self, f'{name}_rate')[...])
+    share = getattr(self, f'{name}_share', None)
+    if share is not None:
+      share = columns(share[...])
+    return (rate[:, 0], rate[:, 1]), share
+
+  def _losses(
+    self, kernels: mlp.Kernels, k, targets, objective: str
   ) -> tuple[jax.Array, ...]:
-    """Self-generated values M(v) (Eq. 84), [..., m, c, o] of each group."""
-    targets, bound = mlp.forward(kernels, v), self.options.target_max
-    if bound is None:
-      return targets
-    return tuple(bound_norm(x, bound) for x in targets)
-
-  def _spread_rate(self, rate: nnx.Param, batch: int):
-    """Rates in (0, 1) of the two layers, [b, n, 1, 1] each."""
-    rate = mlp.spread(jax.nn.sigmoid(rate[...])[..., None, None], batch)
-    return rate[:, 0], rate[:, 1]
-
-  def _rates(self, step, eta, alpha, beta, rate, chunk) -> mlp.Rates:
-    eta = self.eta_max(chunk) * eta
-    if beta is not None:
-      eta *= 1 - beta
-    eta = step.counted(eta)
-    return mlp.Rates(
-      up=eta * rate[0],
-      down=eta * rate[1],
-      decay=step.form.decays(alpha, beta, step.valid),
-      erase=self.options.erase,
-      error_max=self.options.error_max,
-      form=step.form,
-    )
-
-  def _losses(self, kernels: mlp.Kernels, k, targets) -> tuple[jax.Array, ...]:
     """Inner losses [.., c, 1] of each memory; () where nothing measures."""
     if not self.measures:
       return ()
-    return mlp.losses(kernels, k, targets, self.options.objective)
+    return mlp.losses(kernels, k, targets, objective)
 
   def _project(self, sources, state: TitansState, starts):
     """Runs the memories that generate.
@@ -458,19 +583,20 @@ class SelfReferentialTitans(nnx.Module):
       position = jnp.int32(0) if position is None else position
       ys = jax.tree.map(lambda z: jnp.moveaxis(z, 1, 2), ys)
       return (ys, ()), (), position
-    chunk = self.options.projection_chunk_size
+    how = self.options.of_projections()
     consts = (
       self._anchor(kernels, batch),
       mlp.spread(biases, batch),
-      self._spread_rate(self.projection_rate, batch),
+      self._spread('projection', batch),
+      self._first(kernels, how, batch),
     )
 
     def body(step: stream.Step):
-      base, biases, rate = step.consts
+      base, biases, (rate, share), first = step.consts
       frozen = mlp.add(base, step.start)
       q, k, v, eta, alpha = self._generate(frozen, biases, step.x)
-      rates = self._rates(step, eta, alpha, step.x[3], rate, chunk)
-      targets = self._targets(frozen, v)
+      slow = () if first is None else mlp.forward(first, v)
+      targets = how.targets(frozen, v, slow, share)
       new, new_trace, _ = mlp.learn(
         base,
         step.start,
@@ -478,10 +604,10 @@ class SelfReferentialTitans(nnx.Module):
         step.trace,
         k=k,
         targets=targets,
-        rates=rates,
-        objective=self.options.objective,
+        rates=how.rates(step, eta, alpha, step.x[3], rate),
+        objective=how.objective,
       )
-      losses = self._losses(frozen, k, targets)
+      losses = self._losses(frozen, k, targets, how.objective)
       return new, new_trace, ((q, k, v, eta, alpha), losses)
 
     new, position, ys = stream.run(
@@ -490,7 +616,7 @@ class SelfReferentialTitans(nnx.Module):
       state.projections,
       state.projection_position,
       sources,
-      chunk=chunk,
+      chunk=how.chunk,
       kernel=self.kernel,
       starts=starts,
       initial=self._begin(kernels, starts),
@@ -503,20 +629,18 @@ class SelfReferentialTitans(nnx.Module):
     Returns:
       ((reads [b, t, n, d], inner losses [b, t, n, 1]), state, position).
     """
-    options, chunk = self.options, self.options.chunk_size
+    options, how = self.options, self.options.of_memory()
     batch = projected[0].shape[0]
     consts = (
       self._anchor(self.memory.kernels(), batch),
-      self._spread_rate(self.memory_rate, batch),
+      self._spread('memory', batch),
     )
 
     def body(step: stream.Step):
-      base, rate = step.consts
+      base, (rate, share) = step.consts
       (q, k, v, eta, alpha), beta = step.x
       frozen = mlp.add(base, step.start)
-      targets = (v[..., None, :, :],)
-      if options.self_target:
-        targets = self._targets(frozen, v)
+      targets = how.targets(frozen, v, (v[..., None, :, :],), share)
       new, new_trace, reads = mlp.learn(
         base,
         step.start,
@@ -524,13 +648,15 @@ class SelfReferentialTitans(nnx.Module):
         step.trace,
         k=k,
         targets=targets,
-        rates=self._rates(step, eta, alpha, beta, rate, chunk),
-        objective=options.objective,
-        queries=q if options.read == 'token' else None,
+        rates=how.rates(
+          step, eta, alpha, beta, rate, read_after=options.read == 'after'
+        ),
+        objective=how.objective,
+        queries=None if options.read == 'chunk' else q,
       )
       if options.read == 'chunk':
         reads = mlp.forward(frozen, q)
-      losses = self._losses(frozen, k, targets)
+      losses = self._losses(frozen, k, targets, how.objective)
       return new, new_trace, (reads[0][..., 0, :, :], losses)
 
     new, position, y = stream.run(
@@ -539,7 +665,7 @@ class SelfReferentialTitans(nnx.Module):
       state.memory,
       state.memory_position,
       (projected, beta),
-      chunk=chunk,
+      chunk=how.chunk,
       kernel=self.kernel,
       starts=starts,
       initial=self._begin(self.memory.kernels(), starts),
@@ -585,6 +711,13 @@ def _parameters(options: TitansOptions) -> list[Leaf]:
       kind='linear',
       split=ONE_PROJECTION,
     ),
+    Leaf(
+      'gate/kernel',
+      P('fsdp', 'tensor'),
+      'projections',
+      kind='linear',
+      split=ONE_PROJECTION,
+    ),
     Leaf('output/kernel', P('tensor', 'fsdp'), 'projections', kind='linear'),
     Leaf('conv/kernel', P(None, 'tensor'), 'convolution', kind='filter'),
     initial('(k|v|q|eta|alpha)/(up|down)', passes_on=generates),
@@ -592,6 +725,7 @@ def _parameters(options: TitansOptions) -> list[Leaf]:
     Leaf('beta/kernel', P('fsdp', 'tensor'), 'gates and rates', kind='linear'),
     Leaf('beta/bias|eta_bias|alpha_bias', P('tensor'), 'gates and rates'),
     Leaf('(memory|projection)_rate', P(None, 'tensor'), 'gates and rates'),
+    Leaf('(memory|projection)_share', P('tensor'), 'gates and rates'),
   ]
 
 
@@ -613,24 +747,36 @@ def _levels(sizes: Sizes, options: TitansOptions) -> list[Level]:
     del feeds['alpha']
   if not options.self_modifying:
     feeds = {}
-  objective, context = options.objective, 'keys, values so far'
+  targets = {
+    'self': 'M{0}(v)',
+    'slow': 'v',
+    'mixed': 'mixture of M{0}(v) and v',
+  }
+  context = 'keys, values so far'
+  how = options.of_projections()
+  slow = {'slow': 'M{0}(v) at first', 'mixed': 'M{0}(v), now and at first'}
+  target = (targets | slow)[how.target]
   levels = [
     Level(
       component=name,
-      frequency=per_token(options.projection_chunk_size),
-      objective=inner_objective(objective, f'M_{name}(k)', f'M_{name}(v)'),
+      frequency=per_token(how.chunk),
+      objective=inner_objective(
+        how.objective, f'M_{name}(k)', target.format(f'_{name}')
+      ),
       context=context,
       parameters=0,
       passes_on=text,
     )
     for name, text in feeds.items()
   ]
-  target = 'M(v)' if options.self_target else 'v'
+  how, read = options.of_memory(), options.read
+  objective = inner_objective(
+    how.objective, 'M(k)', targets[how.target].format('')
+  )
   memory = Level(
     component='memory',
-    frequency=per_token(1 if options.read == 'token' else options.chunk_size),
-    objective=inner_objective(objective, 'M(k)', target)
-    + f', errors at {options.chunk_size}-token chunks',
+    frequency=per_token(how.chunk if read == 'chunk' else 1),
+    objective=f'{objective}, errors at {how.chunk}-token chunks',
     context=context,
     parameters=0,
     passes_on='its reads, to the block',
@@ -646,8 +792,9 @@ def _check(sizes: Sizes, options: TitansOptions) -> None:
       f'titans.projection_chunk_size={options.projection_chunk_size}: one must '
       f'divide the other; try {large} for both.'
     )
-  for chunk in (options.chunk_size, options.projection_chunk_size):
-    stream.check_kernel(sizes.kernel, chunk)
+  for how in options.learning():
+    stream.check_kernel(sizes.kernel, how.chunk)
+    how.check('titans')
   if sizes.kernel == 'pallas' and sizes.seq_len % large:
     raise ValueError(
       f"compute.kernel='pallas' runs whole chunks: data.seq_len="
@@ -716,4 +863,5 @@ PART = Part(
   divided=_divided,
   chunks=_chunks,
   metrics=metrics,
+  settings={'paper': PAPER},
 )

@@ -47,7 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     'model.titans.objective': 'dot',
     'model.titans.momentum': False,
     'model.titans.self_modifying': False,
-    'model.titans.self_target': False,
+    'model.titans.target': 'slow',
   },
   'attention': {'model.pattern': 'attention+cms'},
 }

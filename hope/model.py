@@ -122,7 +122,11 @@ class Block(nnx.Module):
     """What the block's memories measured in a call: [b, t] by name."""
     found = nnx.to_pure_dict(nnx.pop(self, InnerLosses))
     leaves = jax.tree_util.tree_leaves_with_path(found)
-    return {f'{path[-1].key}/inner_loss': values for path, values in leaves}
+    names = [(path[-1].key, values) for path, values in leaves]
+    return {
+      name if '/' in name else f'{name}/inner_loss': values
+      for name, values in names
+    }
 
 
 def _stack(spec: BlockSpec, keys: jax.Array) -> Block:

@@ -169,7 +169,9 @@ class InnerLosses(nnx.Intermediate):
   A module with memories that learn has an attribute `measures`, False when it
   is built. Where it is True, a call leaves these as the attribute
   `inner_losses`: each memory's objective at the pair that it learns from each
-  token, at the state where the gradient is taken, mean over heads.
+  token, at the state at its chunk's start, mean over heads. An array named
+  'NAME/change' is the relative change of what the memory NAME generates against
+  what its initial state would.
   """
 
 

@@ -230,9 +230,10 @@ def test_inner_losses_are_the_oracles(case, x64):
   y, measured = measure(layer, x)
   expected_y, _, expected = oracle(layer, x)
   assert relative(y, expected_y) <= BAR
-  assert measured.keys() == expected.keys()
-  for name, values in measured.items():
-    assert relative(values, expected[name]) <= BAR, name
+  changes = {x for x in measured if x.endswith('/change')}
+  assert measured.keys() - changes == expected.keys()
+  for name, values in expected.items():
+    assert relative(measured[name], values) <= BAR, name
 
 
 def test_reads_agree_at_chunks_of_one(x64):

@@ -18,240 +18,21 @@ Choice: k, v, eta and alpha (and q) learn in one way, since they share a key and
 a solve; `memory` may learn in another (`hope.memory.learning`).
 """
 
-import dataclasses
-import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
-from hope.fields import field
 from hope.layers.convolution import CausalConvolution
 from hope.layers.dense import dot_general
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
-from hope.memory import finite, learning, mlp, objectives, stream
-from hope.memory.learning import Learning
+from hope.memory import finite, mlp, stream
+from hope.mixers.titans_options import TitansOptions
 from hope.parallel import placement
-from hope.parts import (
-  BY_HEAD,
-  ONE_PROJECTION,
-  Divided,
-  InnerLosses,
-  Leaf,
-  Level,
-  Part,
-  Sizes,
-  inner_objective,
-  per_token,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class TitansOptions:
-  """Options of the layer."""
-
-  chunk_size: int = field(
-    64,
-    'Length of a chunk of `memory`: gradients and targets of its tokens are '
-    'taken at the state at its start. It or projection_chunk_size must divide '
-    'the other.',
-    unit='tokens',
-    minimum=1,
-  )
-  projection_chunk_size: int = field(
-    64,
-    'Length of a chunk of the memories that generate k, v, eta, alpha (q).',
-    unit='tokens',
-    minimum=1,
-  )
-  hidden_multiple: int = field(
-    1,
-    "Hidden width of a memory as a multiple of its head's width; 0 makes every "
-    'memory linear.',
-    minimum=0,
-    maximum=64,
-  )
-  objective: str = field(
-    'l2',
-    "What `memory` descends on: 'l2', 'dot', or 'delta': l2 of which the last "
-    'layer follows the gradient at its current state.',
-    choices=objectives.NAMES,
-  )
-  projection_objective: str | None = field(
-    None,
-    'The same for the memories that generate. None: as `memory`.',
-    choices=objectives.NAMES,
-  )
-  target: str = field(
-    'self',
-    "What `memory` learns for a key: 'self', its own value M(v) (Eq. 84); "
-    "'slow', v itself; or 'mixed', a learned mixture of both.",
-    choices=learning.TARGETS,
-  )
-  projection_target: str = field(
-    'self',
-    "The same for the memories that generate; 'slow' is here the value of v in "
-    "a memory's initial state.",
-    choices=learning.TARGETS,
-  )
-  step: str = field(
-    'proximal',
-    "Step of `memory`'s last layer: 'proximal', eta / (1 + eta |u|^2), or "
-    "'relative', eta / |u|^2. By the latter eta is the part of an error that a "
-    'write corrects, and turns its sign above 1; with objective=delta nothing '
-    'expands up to eta_max=2.',
-    choices=learning.STEPS,
-  )
-  projection_step: str | None = field(
-    None,
-    'The same for the memories that generate. None: as `memory`.',
-    choices=learning.STEPS,
-  )
-  retention: bool = field(True, 'Whether memories forget: a part of rule (A).')
-  momentum: bool = field(
-    True, "Whether `memory`'s writes have momentum: a part of rule (A)."
-  )
-  projection_momentum: bool | None = field(
-    None, 'The same for the memories that generate. None: as `memory`.'
-  )
-  erase: bool = field(
-    True,
-    'Whether a write erases along its key: a part of rule (A), and what the '
-    'delta rule is.',
-  )
-  anchor: str = field(
-    'initial',
-    "What retention and erase pull towards: 'initial' (the learned initial "
-    "state) or 'zero' (Eq. 88 to the letter).",
-    choices=('initial', 'zero'),
-  )
-  read: str = field(
-    'token',
-    "State that a read sees: 'token' (before its token's write), 'after' (it), "
-    "or 'chunk' (at the start of its chunk).",
-    choices=('token', 'after', 'chunk'),
-  )
-  self_modifying: bool = field(
-    True, 'Whether the k, v, eta and alpha memories learn within the sequence.'
-  )
-  target_max: float | None = field(
-    2.0, 'Largest norm of a self-generated target. None: no bound.', above=0
-  )
-  error_max: float | None = field(
-    2.0, "Largest norm of a layer's error in a memory. None: no bound.", above=0
-  )
-  q_memory: bool = field(
-    False, 'Whether q is a memory too, rather than a slow projection.'
-  )
-  mix: str = field(
-    'dense',
-    "'dense': slow projections mix the whole width into each head before the "
-    "memories; 'none': a head sees its slice of the width.",
-    choices=('dense', 'none'),
-  )
-  eta_max: float | None = field(
-    None,
-    "Upper bound of `memory`'s inner learning rate eta. None: 1, but for "
-    'objective=l2 1 / chunk_size. 0 switches it off.',
-    minimum=0,
-  )
-  projection_eta_max: float | None = field(
-    None,
-    'The same for the memories that generate. None: as `memory`.',
-    minimum=0,
-  )
-  rate: float = field(
-    0.88,
-    "Part of eta that `memory`'s layers start with; learned.",
-    above=0,
-    below=1,
-  )
-  projection_rate: float = field(
-    0.12,
-    'The same of the memories that generate.',
-    above=0,
-    below=1,
-  )
-  output_norm: bool = field(
-    True, "Whether a head's output is normalised (RMSNorm)."
-  )
-  output_gate: bool = field(
-    False, "Whether a head's output is multiplied by silu(x W)."
-  )
-  conv_width: int = field(
-    4,
-    'Tokens that the causal depthwise convolution sees.',
-    unit='tokens',
-    minimum=1,
-    maximum=2**12,
-  )
-
-  def of_memory(self) -> Learning:
-    """How `memory` learns."""
-    return Learning(
-      chunk=self.chunk_size,
-      objective=self.objective,
-      target=self.target,
-      step=self.step,
-      eta_max=self.eta_max,
-      momentum=self.momentum,
-      retention=self.retention,
-      erase=self.erase,
-      target_max=self.target_max,
-      error_max=self.error_max,
-    )
-
-  def of_projections(self) -> Learning:
-    """How the memories that generate learn."""
-    own: dict[str, Any] = {
-      'objective': self.projection_objective,
-      'step': self.projection_step,
-      'eta_max': self.projection_eta_max,
-      'momentum': self.projection_momentum,
-    }
-    return dataclasses.replace(
-      self.of_memory(),
-      chunk=self.projection_chunk_size,
-      target=self.projection_target,
-      **{name: value for name, value in own.items() if value is not None},
-    )
-
-  def learning(self) -> list[Learning]:
-    """How the memories that learn do: `memory`, and those that generate."""
-    others = [self.of_projections()] if self.self_modifying else []
-    return [self.of_memory(), *others]
-
-  def has_momentum(self) -> bool:
-    """Whether any memory has momentum."""
-    return any(learning.momentum for learning in self.learning())
-
-
-# The paper to the letter (Eq. 83-91), with the momentum of its Table 6.
-PAPER = {
-  'chunk_size': 1,
-  'projection_chunk_size': 1,
-  'objective': 'l2',
-  'projection_objective': None,
-  'target': 'self',
-  'projection_target': 'self',
-  'step': 'proximal',
-  'projection_step': None,
-  'retention': True,
-  'momentum': True,
-  'projection_momentum': None,
-  'erase': True,
-  'anchor': 'zero',
-  'read': 'token',
-  'self_modifying': True,
-  'target_max': None,
-  'error_max': None,
-  'eta_max': None,
-  'projection_eta_max': None,
-}
+from hope.parts import InnerLosses
 
 
 class TitansState(NamedTuple):
@@ -414,10 +195,10 @@ class SelfReferentialTitans(nnx.Module):
     return placement.constrain(mlp.spread(kernels, batch), 'memory')
 
   def _first(
-    self, kernels: mlp.Kernels, how: Learning, batch: int
+    self, kernels: mlp.Kernels, batch: int, used: bool
   ) -> mlp.Kernels | None:
-    """The initial state for every stream, where targets are made by it."""
-    if how.target == 'self':
+    """The initial state for every stream, where it is used."""
+    if not used:
       return None
     return placement.constrain(mlp.spread(kernels, batch), 'memory')
 
@@ -500,12 +281,9 @@ class SelfReferentialTitans(nnx.Module):
       projected, beta, state, starts
     )
     if self.measures:
-      names = ['memory']
-      if options.self_modifying:
-        names += _generated(options.q_memory)
-      losses = zip(names, (*remembering, *generating), strict=True)
-      losses = {name: x.mean((2, 3)) for name, x in losses}
-      self.inner_losses = InnerLosses(finite.spoil(losses, spoiled))
+      found = _measured(options, generating, remembering)
+      found = {name: x.mean((2, 3)) for name, x in found.items()}
+      self.inner_losses = InnerLosses(finite.spoil(found, spoiled))
     if options.output_norm:
       y = self.norm(y)
     y = y.reshape(batch, t, -1).astype(self.dtype)
@@ -559,19 +337,12 @@ class SelfReferentialTitans(nnx.Module):
       share = columns(share[...])
     return (rate[:, 0], rate[:, 1]), share
 
-  def _losses(
-    self, kernels: mlp.Kernels, k, targets, objective: str
-  ) -> tuple[jax.Array, ...]:
-    """Inner losses [.., c, 1] of each memory; () where nothing measures."""
-    if not self.measures:
-      return ()
-    return mlp.losses(kernels, k, targets, objective)
-
   def _project(self, sources, state: TitansState, starts):
     """Runs the memories that generate.
 
     Returns:
-      ((projected, inner losses [b, t, n, 1]), state, position).
+      ((projected, measured), state, position); measured: inner losses and
+      changes of q, k, v, eta and alpha, [b, t, n, 1], or ().
     """
     kernels, batch = self._generators(), sources[0].shape[0]
     biases = jnp.stack([self.eta_bias[...], self.alpha_bias[...]], axis=-1)
@@ -588,14 +359,14 @@ class SelfReferentialTitans(nnx.Module):
       self._anchor(kernels, batch),
       mlp.spread(biases, batch),
       self._spread('projection', batch),
-      self._first(kernels, how, batch),
+      self._first(kernels, batch, how.target != 'self' or self.measures),
     )
 
     def body(step: stream.Step):
       base, biases, (rate, share), first = step.consts
       frozen = mlp.add(base, step.start)
       q, k, v, eta, alpha = self._generate(frozen, biases, step.x)
-      slow = () if first is None else mlp.forward(first, v)
+      slow = mlp.forward(first, v) if how.target != 'self' else ()
       targets = how.targets(frozen, v, slow, share)
       new, new_trace, _ = mlp.learn(
         base,
@@ -607,8 +378,13 @@ class SelfReferentialTitans(nnx.Module):
         rates=how.rates(step, eta, alpha, step.x[3], rate),
         objective=how.objective,
       )
-      losses = self._losses(frozen, k, targets, how.objective)
-      return new, new_trace, ((q, k, v, eta, alpha), losses)
+      made, measured = (q, k, v, eta, alpha), ()
+      if self.measures:
+        measured = (
+          mlp.losses(frozen, k, targets, how.objective),
+          _changes(made, self._generate(first, biases, step.x)),
+        )
+      return new, new_trace, (made, measured)
 
     new, position, ys = stream.run(
       body,
@@ -656,8 +432,10 @@ class SelfReferentialTitans(nnx.Module):
       )
       if options.read == 'chunk':
         reads = mlp.forward(frozen, q)
-      losses = self._losses(frozen, k, targets, how.objective)
-      return new, new_trace, (reads[0][..., 0, :, :], losses)
+      measured = ()
+      if self.measures:
+        measured = mlp.losses(frozen, k, targets, how.objective)
+      return new, new_trace, (reads[0][..., 0, :, :], measured)
 
     new, position, y = stream.run(
       body,
@@ -673,195 +451,36 @@ class SelfReferentialTitans(nnx.Module):
     return placement.constrain(y, 'heads'), new, position
 
 
-def _build(sizes: Sizes, options: TitansOptions, *, rngs: nnx.Rngs):
-  return SelfReferentialTitans(
-    sizes.width,
-    sizes.num_heads,
-    options,
-    dtype=sizes.dtype,
-    kernel=sizes.kernel,
-    rngs=rngs,
-  )
-
-
-def _parameters(options: TitansOptions) -> list[Leaf]:
-  initial = functools.partial(
-    Leaf,
-    spec=P('tensor', 'fsdp'),
-    component=r'initial state of \1',
-    kind='matrix',
-  )
-  in_context = 'sequences start from it'
-  generates = in_context
-  if not options.self_modifying:
-    generates = 'its values: no learning in context'
-  return [
-    Leaf('norm/scale', P(), 'norms'),
-    Leaf(
-      'mix/kernel',
-      P('fsdp', 'tensor'),
-      'projections',
-      kind='linear',
-      split=BY_HEAD,
-    ),
-    Leaf(
-      'query/kernel',
-      P('fsdp', 'tensor'),
-      'projections',
-      kind='linear',
-      split=ONE_PROJECTION,
-    ),
-    Leaf(
-      'gate/kernel',
-      P('fsdp', 'tensor'),
-      'projections',
-      kind='linear',
-      split=ONE_PROJECTION,
-    ),
-    Leaf('output/kernel', P('tensor', 'fsdp'), 'projections', kind='linear'),
-    Leaf('conv/kernel', P(None, 'tensor'), 'convolution', kind='filter'),
-    initial('(k|v|q|eta|alpha)/(up|down)', passes_on=generates),
-    initial('(memory)/(up|down)', passes_on=in_context),
-    Leaf('beta/kernel', P('fsdp', 'tensor'), 'gates and rates', kind='linear'),
-    Leaf('beta/bias|eta_bias|alpha_bias', P('tensor'), 'gates and rates'),
-    Leaf('(memory|projection)_rate', P(None, 'tensor'), 'gates and rates'),
-    Leaf('(memory|projection)_share', P('tensor'), 'gates and rates'),
-  ]
-
-
-def _levels(sizes: Sizes, options: TitansOptions) -> list[Level]:
-  """Rows of the memories; none if nothing is written and nothing decays."""
-  del sizes
-  if options.eta_max == 0 and options.anchor == 'initial':
-    return []
-  feeds = {
-    'k': 'makes keys',
-    'v': 'makes values',
-    'eta': 'makes learning rates',
-    'alpha': 'makes retention',
-    'q': 'makes queries',
-  }
-  if not options.q_memory:
-    del feeds['q']
-  if not options.retention:
-    del feeds['alpha']
-  if not options.self_modifying:
-    feeds = {}
-  targets = {
-    'self': 'M{0}(v)',
-    'slow': 'v',
-    'mixed': 'mixture of M{0}(v) and v',
-  }
-  context = 'keys, values so far'
-  how = options.of_projections()
-  slow = {'slow': 'M{0}(v) at first', 'mixed': 'M{0}(v), now and at first'}
-  target = (targets | slow)[how.target]
-  levels = [
-    Level(
-      component=name,
-      frequency=per_token(how.chunk),
-      objective=inner_objective(
-        how.objective, f'M_{name}(k)', target.format(f'_{name}')
-      ),
-      context=context,
-      parameters=0,
-      passes_on=text,
-    )
-    for name, text in feeds.items()
-  ]
-  how, read = options.of_memory(), options.read
-  objective = inner_objective(
-    how.objective, 'M(k)', targets[how.target].format('')
-  )
-  memory = Level(
-    component='memory',
-    frequency=per_token(how.chunk if read == 'chunk' else 1),
-    objective=f'{objective}, errors at {how.chunk}-token chunks',
-    context=context,
-    parameters=0,
-    passes_on='its reads, to the block',
-  )
-  return [*levels, memory]
-
-
-def _check(sizes: Sizes, options: TitansOptions) -> None:
-  small, large = sorted((options.chunk_size, options.projection_chunk_size))
-  if large % small:
-    raise ValueError(
-      f'titans.chunk_size={options.chunk_size} and '
-      f'titans.projection_chunk_size={options.projection_chunk_size}: one must '
-      f'divide the other; try {large} for both.'
-    )
-  for how in options.learning():
-    stream.check_kernel(sizes.kernel, how.chunk)
-    how.check('titans')
-  if sizes.kernel == 'pallas' and sizes.seq_len % large:
-    raise ValueError(
-      f"compute.kernel='pallas' runs whole chunks: data.seq_len="
-      f'{sizes.seq_len} is not a multiple of {large}; try '
-      f"{-(-sizes.seq_len // large) * large}, or kernel='xla'."
-    )
-
-
-def _divided(sizes: Sizes, options: TitansOptions) -> list[Divided]:
-  del options
-  return [
-    Divided('the width of a head', sizes.width // sizes.num_heads, ('fsdp',))
-  ]
-
-
-def _chunks(options: TitansOptions) -> list[int]:
-  if options.self_modifying:
-    return [options.chunk_size, options.projection_chunk_size]
-  return [options.chunk_size]
-
-
-def _generated(q_memory: bool) -> list[str]:
+def generated(q_memory: bool) -> list[str]:
   """The memories that generate, in the order of `_generators`."""
   return ['v', *(['q'] if q_memory else []), 'k', 'eta', 'alpha']
 
 
-def metrics(state: TitansState) -> dict[str, jax.Array]:
-  """Norms of what each memory holds and of what it wrote last, by layer.
-
-  state_norm is the norm of the kernels (of their deviation from the initial
-  ones if anchored to them), write_norm that of the traces, the decayed sum of
-  the writes; RMS over heads and batch. Without momentum there are no traces and
-  no write norms.
+def _changes(made, first) -> tuple[jax.Array, ...]:
+  """|x - y| / |y| [..., c, 1] of what memories and their initial states made.
 
   Args:
-    state: of stacked layers, [layers, b, ...].
-
-  Returns:
-    Arrays [layers] by name, as 'memory/state_norm'.
+    made: arrays [..., c, d].
+    first: the same by the initial states.
   """
-  memories = [(['memory'], state.memory)]
-  if state.projections:
-    with_q = state.projections.now.down[0].shape[-3] == 3
-    memories.append((_generated(with_q), state.projections))
-  found = {}
-  for names, memory in memories:
-    kinds = {'state_norm': memory.now}
-    if memory.trace is not None:
-      kinds['write_norm'] = memory.trace
-    for kind, kernels in kinds.items():
-      for j, name in enumerate(names):
-        square = sum(
-          jnp.sum(jnp.square(x), axis=tuple(range(3, x.ndim))).mean((1, 2))
-          for x in jax.tree.leaves(mlp.select(kernels, j, j + 1))
-        )
-        found[f'{name}/{kind}'] = jnp.sqrt(square)
+
+  def norm(x: jax.Array) -> jax.Array:
+    return jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+  return tuple(norm(x - y) / norm(y) for x, y in zip(made, first, strict=True))
+
+
+def _measured(
+  options: TitansOptions, generating, remembering
+) -> dict[str, jax.Array]:
+  """What a call measured, by name, [b, t, n, 1]."""
+  found = {'memory': remembering[0]}
+  if not options.self_modifying:
+    return found
+  losses, changes = generating
+  names = generated(options.q_memory)
+  found |= zip(names, losses, strict=True)
+  for name, x in zip(('q', 'k', 'v', 'eta', 'alpha'), changes, strict=True):
+    if name in names:
+      found[f'{name}/change'] = x
   return found
-
-
-PART = Part(
-  options=TitansOptions,
-  build=_build,
-  parameters=_parameters,
-  levels=_levels,
-  check=_check,
-  divided=_divided,
-  chunks=_chunks,
-  metrics=metrics,
-  settings={'paper': PAPER},
-)

@@ -299,7 +299,9 @@ def draw_inner_losses(
   counts = np.array(content['tokens'], np.float64)
   points: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
   for name, values in content['by_position'].items():
-    memory, _, layer = name.split('/')
+    memory, kind, layer = name.split('/')
+    if kind != 'inner_loss':
+      continue
     of_memory = points.setdefault(memory, {})
     of_memory[int(layer.removeprefix('layer_'))] = _means(
       np.array(values, np.float64), counts

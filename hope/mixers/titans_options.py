@@ -1,0 +1,212 @@
+"""Options of self-referential Titans, and the settings that have a name."""
+
+import dataclasses
+from typing import Any
+
+from hope.fields import field
+from hope.memory import learning, objectives
+from hope.memory.learning import Learning
+
+
+@dataclasses.dataclass(frozen=True)
+class TitansOptions:
+  """Options of the layer."""
+
+  chunk_size: int = field(
+    64,
+    'Length of a chunk of `memory`: gradients and targets of its tokens are '
+    'taken at the state at its start. It or projection_chunk_size must divide '
+    'the other.',
+    unit='tokens',
+    minimum=1,
+  )
+  projection_chunk_size: int = field(
+    64,
+    'Length of a chunk of the memories that generate k, v, eta, alpha (q).',
+    unit='tokens',
+    minimum=1,
+  )
+  hidden_multiple: int = field(
+    1,
+    "Hidden width of a memory as a multiple of its head's width; 0 makes every "
+    'memory linear.',
+    minimum=0,
+    maximum=64,
+  )
+  objective: str = field(
+    'l2',
+    "What `memory` descends on: 'l2', 'dot', or 'delta': l2 of which the last "
+    'layer follows the gradient at its current state.',
+    choices=objectives.NAMES,
+  )
+  projection_objective: str | None = field(
+    None,
+    'The same for the memories that generate. None: as `memory`.',
+    choices=objectives.NAMES,
+  )
+  target: str = field(
+    'self',
+    "What `memory` learns for a key: 'self', its own value M(v) (Eq. 84); "
+    "'slow', v itself; or 'mixed', a learned mixture of both.",
+    choices=learning.TARGETS,
+  )
+  projection_target: str = field(
+    'self',
+    "The same for the memories that generate; 'slow' is here the value of v in "
+    "a memory's initial state.",
+    choices=learning.TARGETS,
+  )
+  step: str = field(
+    'proximal',
+    "Step of `memory`'s last layer: 'proximal', eta / (1 + eta |u|^2), or "
+    "'relative', eta / |u|^2. By the latter eta is the part of an error that a "
+    'write corrects, and turns its sign above 1; with objective=delta nothing '
+    'expands up to eta_max=2.',
+    choices=learning.STEPS,
+  )
+  projection_step: str | None = field(
+    None,
+    'The same for the memories that generate. None: as `memory`.',
+    choices=learning.STEPS,
+  )
+  retention: bool = field(True, 'Whether memories forget: a part of rule (A).')
+  momentum: bool = field(
+    True, "Whether `memory`'s writes have momentum: a part of rule (A)."
+  )
+  projection_momentum: bool | None = field(
+    None, 'The same for the memories that generate. None: as `memory`.'
+  )
+  erase: bool = field(
+    True,
+    'Whether a write erases along its key: a part of rule (A), and what the '
+    'delta rule is.',
+  )
+  anchor: str = field(
+    'initial',
+    "What retention and erase pull towards: 'initial' (the learned initial "
+    "state) or 'zero' (Eq. 88 to the letter).",
+    choices=('initial', 'zero'),
+  )
+  read: str = field(
+    'token',
+    "State that a read sees: 'token' (before its token's write), 'after' (it), "
+    "or 'chunk' (at the start of its chunk).",
+    choices=('token', 'after', 'chunk'),
+  )
+  self_modifying: bool = field(
+    True, 'Whether the k, v, eta and alpha memories learn within the sequence.'
+  )
+  target_max: float | None = field(
+    2.0, 'Largest norm of a self-generated target. None: no bound.', above=0
+  )
+  error_max: float | None = field(
+    2.0, "Largest norm of a layer's error in a memory. None: no bound.", above=0
+  )
+  q_memory: bool = field(
+    False, 'Whether q is a memory too, rather than a slow projection.'
+  )
+  mix: str = field(
+    'dense',
+    "'dense': slow projections mix the whole width into each head before the "
+    "memories; 'none': a head sees its slice of the width.",
+    choices=('dense', 'none'),
+  )
+  eta_max: float | None = field(
+    None,
+    "Upper bound of `memory`'s inner learning rate eta. None: 1, but for "
+    'objective=l2 1 / chunk_size. 0 switches it off.',
+    minimum=0,
+  )
+  projection_eta_max: float | None = field(
+    None,
+    'The same for the memories that generate. None: as `memory`.',
+    minimum=0,
+  )
+  rate: float = field(
+    0.88,
+    "Part of eta that `memory`'s layers start with; learned.",
+    above=0,
+    below=1,
+  )
+  projection_rate: float = field(
+    0.12,
+    'The same of the memories that generate.',
+    above=0,
+    below=1,
+  )
+  output_norm: bool = field(
+    True, "Whether a head's output is normalised (RMSNorm)."
+  )
+  output_gate: bool = field(
+    False, "Whether a head's output is multiplied by silu(x W)."
+  )
+  conv_width: int = field(
+    4,
+    'Tokens that the causal depthwise convolution sees.',
+    unit='tokens',
+    minimum=1,
+    maximum=2**12,
+  )
+
+  def of_memory(self) -> Learning:
+    """How `memory` learns."""
+    return Learning(
+      chunk=self.chunk_size,
+      objective=self.objective,
+      target=self.target,
+      step=self.step,
+      eta_max=self.eta_max,
+      momentum=self.momentum,
+      retention=self.retention,
+      erase=self.erase,
+      target_max=self.target_max,
+      error_max=self.error_max,
+    )
+
+  def of_projections(self) -> Learning:
+    """How the memories that generate learn."""
+    own: dict[str, Any] = {
+      'objective': self.projection_objective,
+      'step': self.projection_step,
+      'eta_max': self.projection_eta_max,
+      'momentum': self.projection_momentum,
+    }
+    return dataclasses.replace(
+      self.of_memory(),
+      chunk=self.projection_chunk_size,
+      target=self.projection_target,
+      **{name: value for name, value in own.items() if value is not None},
+    )
+
+  def learning(self) -> list[Learning]:
+    """How the memories that learn do: `memory`, and those that generate."""
+    others = [self.of_projections()] if self.self_modifying else []
+    return [self.of_memory(), *others]
+
+  def has_momentum(self) -> bool:
+    """Whether any memory has momentum."""
+    return any(learning.momentum for learning in self.learning())
+
+
+# The paper to the letter (Eq. 83-91), with the momentum of its Table 6.
+PAPER = {
+  'chunk_size': 1,
+  'projection_chunk_size': 1,
+  'objective': 'l2',
+  'projection_objective': None,
+  'target': 'self',
+  'projection_target': 'self',
+  'step': 'proximal',
+  'projection_step': None,
+  'retention': True,
+  'momentum': True,
+  'projection_momentum': None,
+  'erase': True,
+  'anchor': 'zero',
+  'read': 'token',
+  'self_modifying': True,
+  'target_max': None,
+  'error_max': None,
+  'eta_max': None,
+  'projection_eta_max': None,
+}

@@ -1,0 +1,212 @@
+"""What the rest of the system asks of self-referential Titans."""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from hope.memory import mlp, stream
+from hope.mixers.titans import SelfReferentialTitans, TitansState, generated
+from hope.mixers.titans_options import PAPER, TitansOptions
+from hope.parts import (
+  BY_HEAD,
+  ONE_PROJECTION,
+  Divided,
+  Leaf,
+  Level,
+  Part,
+  Sizes,
+  inner_objective,
+  per_token,
+)
+
+
+def _build(sizes: Sizes, options: TitansOptions, *, rngs: nnx.Rngs):
+  return SelfReferentialTitans(
+    sizes.width,
+    sizes.num_heads,
+    options,
+    dtype=sizes.dtype,
+    kernel=sizes.kernel,
+    rngs=rngs,
+  )
+
+
+def _parameters(options: TitansOptions) -> list[Leaf]:
+  initial = functools.partial(
+    Leaf,
+    spec=P('tensor', 'fsdp'),
+    component=r'initial state of \1',
+    kind='matrix',
+  )
+  in_context = 'sequences start from it'
+  generates = in_context
+  if not options.self_modifying:
+    generates = 'its values: no learning in context'
+  return [
+    Leaf('norm/scale', P(), 'norms'),
+    Leaf(
+      'mix/kernel',
+      P('fsdp', 'tensor'),
+      'projections',
+      kind='linear',
+      split=BY_HEAD,
+    ),
+    Leaf(
+      'query/kernel',
+      P('fsdp', 'tensor'),
+      'projections',
+      kind='linear',
+      split=ONE_PROJECTION,
+    ),
+    Leaf(
+      'gate/kernel',
+      P('fsdp', 'tensor'),
+      'projections',
+      kind='linear',
+      split=ONE_PROJECTION,
+    ),
+    Leaf('output/kernel', P('tensor', 'fsdp'), 'projections', kind='linear'),
+    Leaf('conv/kernel', P(None, 'tensor'), 'convolution', kind='filter'),
+    initial('(k|v|q|eta|alpha)/(up|down)', passes_on=generates),
+    initial('(memory)/(up|down)', passes_on=in_context),
+    Leaf('beta/kernel', P('fsdp', 'tensor'), 'gates and rates', kind='linear'),
+    Leaf('beta/bias|eta_bias|alpha_bias', P('tensor'), 'gates and rates'),
+    Leaf('(memory|projection)_rate', P(None, 'tensor'), 'gates and rates'),
+    Leaf('(memory|projection)_share', P('tensor'), 'gates and rates'),
+  ]
+
+
+def _levels(sizes: Sizes, options: TitansOptions) -> list[Level]:
+  """Rows of the memories; none if nothing is written and nothing decays."""
+  del sizes
+  if options.eta_max == 0 and options.anchor == 'initial':
+    return []
+  feeds = {
+    'k': 'makes keys',
+    'v': 'makes values',
+    'eta': 'makes learning rates',
+    'alpha': 'makes retention',
+    'q': 'makes queries',
+  }
+  if not options.q_memory:
+    del feeds['q']
+  if not options.retention:
+    del feeds['alpha']
+  if not options.self_modifying:
+    feeds = {}
+  targets = {
+    'self': 'M{0}(v)',
+    'slow': 'v',
+    'mixed': 'mixture of M{0}(v) and v',
+  }
+  context = 'keys, values so far'
+  how = options.of_projections()
+  slow = {'slow': 'M{0}(v) at first', 'mixed': 'M{0}(v), now and at first'}
+  target = (targets | slow)[how.target]
+  levels = [
+    Level(
+      component=name,
+      frequency=per_token(how.chunk),
+      objective=inner_objective(
+        how.objective, f'M_{name}(k)', target.format(f'_{name}')
+      ),
+      context=context,
+      parameters=0,
+      passes_on=text,
+    )
+    for name, text in feeds.items()
+  ]
+  how, read = options.of_memory(), options.read
+  objective = inner_objective(
+    how.objective, 'M(k)', targets[how.target].format('')
+  )
+  memory = Level(
+    component='memory',
+    frequency=per_token(how.chunk if read == 'chunk' else 1),
+    objective=f'{objective}, errors at {how.chunk}-token chunks',
+    context=context,
+    parameters=0,
+    passes_on='its reads, to the block',
+  )
+  return [*levels, memory]
+
+
+def _check(sizes: Sizes, options: TitansOptions) -> None:
+  small, large = sorted((options.chunk_size, options.projection_chunk_size))
+  if large % small:
+    raise ValueError(
+      f'titans.chunk_size={options.chunk_size} and '
+      f'titans.projection_chunk_size={options.projection_chunk_size}: one must '
+      f'divide the other; try {large} for both.'
+    )
+  for how in options.learning():
+    stream.check_kernel(sizes.kernel, how.chunk)
+    how.check('titans')
+  if sizes.kernel == 'pallas' and sizes.seq_len % large:
+    raise ValueError(
+      f"compute.kernel='pallas' runs whole chunks: data.seq_len="
+      f'{sizes.seq_len} is not a multiple of {large}; try '
+      f"{-(-sizes.seq_len // large) * large}, or kernel='xla'."
+    )
+
+
+def _divided(sizes: Sizes, options: TitansOptions) -> list[Divided]:
+  del options
+  return [
+    Divided('the width of a head', sizes.width // sizes.num_heads, ('fsdp',))
+  ]
+
+
+def _chunks(options: TitansOptions) -> list[int]:
+  if options.self_modifying:
+    return [options.chunk_size, options.projection_chunk_size]
+  return [options.chunk_size]
+
+
+def metrics(state: TitansState) -> dict[str, jax.Array]:
+  """Norms of what each memory holds and of what it wrote last, by layer.
+
+  state_norm is the norm of the kernels (of their deviation from the initial
+  ones if anchored to them), write_norm that of the traces, the decayed sum of
+  the writes; RMS over heads and batch. Without momentum there are no traces and
+  no write norms.
+
+  Args:
+    state: of stacked layers, [layers, b, ...].
+
+  Returns:
+    Arrays [layers] by name, as 'memory/state_norm'.
+  """
+  memories = [(['memory'], state.memory)]
+  if state.projections:
+    with_q = state.projections.now.down[0].shape[-3] == 3
+    memories.append((generated(with_q), state.projections))
+  found = {}
+  for names, memory in memories:
+    kinds = {'state_norm': memory.now}
+    if memory.trace is not None:
+      kinds['write_norm'] = memory.trace
+    for kind, kernels in kinds.items():
+      for j, name in enumerate(names):
+        square = sum(
+          jnp.sum(jnp.square(x), axis=tuple(range(3, x.ndim))).mean((1, 2))
+          for x in jax.tree.leaves(mlp.select(kernels, j, j + 1))
+        )
+        found[f'{name}/{kind}'] = jnp.sqrt(square)
+  return found
+
+
+PART = Part(
+  options=TitansOptions,
+  build=_build,
+  parameters=_parameters,
+  levels=_levels,
+  check=_check,
+  divided=_divided,
+  chunks=_chunks,
+  metrics=metrics,
+  settings={'paper': PAPER},
+)

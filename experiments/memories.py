@@ -1,0 +1,294 @@
+"""What the memories of Hope learn, and from what: settings side by side.
+
+  python -m experiments.memories --task=text --workdir=runs/memories
+  python -m experiments.memories --task=recall-16 --workdir=runs/memories \
+    --settings=frozen,delta --rates=3e-3,6e-3
+
+A setting is a block of `model.pattern`. Each is trained at every learning rate
+of --rates on a seed that is not reported; the best rate then trains --seeds
+seeds. All settings have the same parameters as the first, within 1%: the width
+of their feed-forward is chosen so. WORKDIR/TASK-STEPS.json keeps every run, and
+the same command goes on where it was.
+"""
+
+import json
+import pathlib
+import statistics
+import time
+from typing import Any, NamedTuple
+
+from absl import flags
+from flax import nnx
+import jax
+import numpy as np
+import rich.console
+import rich.table
+
+from experiments import formal_languages, mqar, smoke, text_memory
+from hope import command_line
+from hope import data as data_lib
+from hope.config import resolve
+from hope.evaluation import heldout
+from hope.model import Hope
+from hope.parallel import mesh as mesh_lib
+from hope.tasks.formal_languages import LANGUAGES
+from hope.training import step as step_lib
+
+_STATIC = {'self_modifying': False}
+_FROZEN = {'objective': 'l2', 'momentum': True, 'target': 'self'}
+_DELTA = {'objective': 'delta', 'momentum': False, 'target': 'slow'}
+_LINEAR = _DELTA | _STATIC | {'hidden_multiple': 0}
+# Options of Titans by the name of a setting.
+SETTINGS: dict[str, dict[str, Any]] = {
+  # All gradients frozen over a chunk, momentum, self-generated targets.
+  'frozen': _FROZEN,
+  'frozen-static': _FROZEN | _STATIC,
+  # A matrix as Gated DeltaNet has: by the dot product, with rates below 1/2.
+  'linear-dot': _LINEAR | {'objective': 'dot'},
+  'linear-delta': _LINEAR | {'step': 'relative'},
+  'delta': _DELTA,
+  'delta-static': _DELTA | _STATIC,
+  'delta-self': _DELTA | {'target': 'self'},
+  'delta-mixed': _DELTA | {'target': 'mixed'},
+  'delta-momentum': _DELTA | {'momentum': True},
+  'delta-after': _DELTA | {'read': 'after'},
+  'delta-gate': _DELTA | {'output_gate': True},
+  'delta-relative': _DELTA | {'step': 'relative'},
+  # What the memories that generate learn, and how fast.
+  'delta-slow-projections': _DELTA | {'projection_target': 'slow'},
+  'delta-fast-projections': _DELTA | {'projection_rate': 0.73},
+  'delta-l2-projections': _DELTA | {'projection_objective': 'l2'},
+  'delta-chunk-1': _DELTA | {'chunk_size': 1, 'projection_chunk_size': 1},
+  'off': _DELTA | {'eta_max': 0.0},
+}
+
+
+class Run(NamedTuple):
+  """What is kept of a run.
+
+  Attributes:
+    results: of `heldout.evaluate`, and means of what memories measured.
+    losses: of training, nats per token, means of fiftieths of the run.
+    tokens_per_second: median over steps, of the whole machine at that time.
+    parameters: of the model.
+  """
+
+  results: dict[str, float]
+  losses: list[float]
+  tokens_per_second: float
+  parameters: int
+
+
+def task_config(name: str, seed: int, steps: int):
+  """The configuration of a task, without its setting.
+
+  Args:
+    name: of the task.
+    seed: of parameters and data.
+    steps: updates; 0: as many as the task has.
+
+  Raises:
+    ValueError: if there is no such task.
+  """
+  if name == 'text':
+    config = text_memory.get_config(f'seed={seed},steps=200')
+    config.model.titans.chunk_size = 64
+    config.model.titans.projection_chunk_size = 64
+  elif name == 'main':
+    config = smoke.get_config()
+    config.unlock()
+    config.seed = seed
+  elif name in ('recall-8', 'recall-16'):
+    config = mqar.get_config(f'seed={seed}')
+    if name == 'recall-16':
+      config.data.task.num_pairs, config.data.seq_len = 16, 128
+      config.data.batch_size, config.train.steps = 16, 1000
+  elif name in LANGUAGES:
+    config = formal_languages.get_config(f'language={name},seed={seed}')
+  else:
+    names = 'text, main, recall-8, recall-16', *LANGUAGES
+    raise ValueError(f'--task={name} is none of {", ".join(names)}.')
+  if steps:
+    config.train.steps = steps
+  return config
+
+
+def parameters(config) -> int:
+  """Of the model that a resolved configuration describes."""
+  model = nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(0)))
+  return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def with_setting(config, setting: str, vocab_size: int, like: int | None):
+  """A resolved configuration of a setting.
+
+  Args:
+    config: of the task.
+    setting: in SETTINGS.
+    vocab_size: of the data.
+    like: parameters that it should have; None: as they are.
+  """
+
+  def build(hidden: float):
+    options = ', '.join(f'{k}={x!r}' for k, x in SETTINGS[setting].items())
+    config.model.pattern = f'titans({options})+cms(hidden_multiple={hidden!r})'
+    return resolve(config, vocab_size)
+
+  first = build(1.0)
+  if like is None:
+    return first
+  # The number of parameters is linear in the width of the feed-forward.
+  one, two = parameters(first), parameters(build(2.0))
+  found = build(round(1 + (like - one) / (two - one), 4))
+  if abs(parameters(found) / like - 1) > 0.01:
+    raise ValueError(f'{setting!r} cannot have {like:,} parameters.')
+  return found
+
+
+def train(config, data) -> Run:
+  """Trains a resolved configuration and evaluates it."""
+  graph, abstract = step_lib.abstract_state(config, mesh_lib.one_device())
+  state = step_lib.init_state(config, abstract)
+  update = step_lib.train_step(graph, config, abstract)
+  batches, losses, times = data.train_iterator(), [], []
+  for _ in range(config.train.steps):
+    batch, start = next(batches), time.perf_counter()
+    state, metrics = update(state, batch)
+    losses.append(float(metrics['loss']))
+    times.append(time.perf_counter() - start)
+  step = step_lib.eval_step(graph, mesh_lib.one_device())
+  results, inner = heldout.evaluate(
+    step,
+    state.params,
+    data.eval_batches(),
+    data.bytes_per_token,
+    data.longer_batches(),
+  )
+  tokens = config.data.seq_len * config.data.batch_size
+  pieces = np.array_split(losses, min(50, len(losses)))
+  return Run(
+    results=results | inner.means(),
+    losses=[float(f'{np.mean(piece):.5g}') for piece in pieces],
+    tokens_per_second=tokens / statistics.median(times),
+    parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+  )
+
+
+class Runs:
+  """The runs of a task, made once and kept in a file."""
+
+  def __init__(self, path: pathlib.Path, task: str, steps: int):
+    self.path, self.task, self.steps = path, task, steps
+    content = json.loads(path.read_text()) if path.exists() else {}
+    self.kept = {name: Run(**run) for name, run in content.items()}
+
+  def get(self, setting: str, rate: float, seed: int) -> Run:
+    """A run, trained if it is not there yet."""
+    name = f'{setting} | {rate:g} | {seed}'
+    if name in self.kept:
+      return self.kept[name]
+    config = task_config(self.task, seed, self.steps)
+    config.optimizer.learning_rate = rate
+    data = data_lib.open_data(config)
+    first = next(iter(SETTINGS))
+    like = None
+    if setting != first:
+      like = parameters(with_setting(config, first, data.vocab_size, None))
+    resolved = with_setting(config, setting, data.vocab_size, like)
+    run = self.kept[name] = train(resolved, data)
+    text = json.dumps({k: x._asdict() for k, x in self.kept.items()}, indent=1)
+    self.path.write_text(text)
+    print(name, run.results, f'{run.tokens_per_second:,.0f} tokens/s')
+    return run
+
+
+def score(results: dict[str, float]) -> float:
+  """What settings are compared by: less is better."""
+  if 'bits_per_byte' in results:
+    return results['bits_per_byte']
+  return results['loss']
+
+
+def best_rate(runs: Runs, setting: str, rates: list[float]) -> float:
+  """The rate of the least loss on the seed that is not reported."""
+  if len(rates) == 1:
+    return rates[0]
+  return min(
+    rates, key=lambda rate: score(runs.get(setting, rate, _TUNING).results)
+  )
+
+
+_TUNING = 100
+
+
+def main(options: flags.FlagValues) -> None:
+  """Trains what is not yet there, and prints the table."""
+  unknown = set(options.settings) - set(SETTINGS)
+  if unknown:
+    raise ValueError(
+      f'--settings names {sorted(unknown)}; there are {", ".join(SETTINGS)}.'
+    )
+  task_config(options.task, 0, options.steps)
+  workdir = pathlib.Path(options.workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  runs = Runs(
+    workdir / f'{options.task}-{options.steps}.json',
+    options.task,
+    options.steps,
+  )
+  rates = sorted(map(float, options.rates))
+  table = rich.table.Table(title=f'{options.task}: mean of the seeds (each)')
+  for column in ('setting', 'rate', 'result', 'tokens/s', 'parameters'):
+    table.add_column(column)
+  for setting in options.settings or list(SETTINGS):
+    rate = best_rate(runs, setting, rates)
+    found = [runs.get(setting, rate, seed) for seed in range(options.seeds)]
+    table.add_row(
+      setting,
+      f'{rate:g}',
+      _shown([run.results for run in found]),
+      f'{statistics.median(run.tokens_per_second for run in found):,.0f}',
+      f'{found[0].parameters:,}',
+    )
+  rich.console.Console(width=120).print(table)
+
+
+def _shown(results: list[dict[str, float]]) -> str:
+  """The results that count, mean and each."""
+  kind = 'bits_per_byte' if 'bits_per_byte' in results[0] else 'accuracy'
+  if 'exact_match' in results[0]:
+    kind = 'exact_match'
+  lines = []
+  for name in [x for x in results[0] if x.partition('/')[0] == kind]:
+    found = [x[name] for x in results]
+    each = ' '.join(f'{x:.3f}' for x in found)
+    bins = name.partition('/')[2]
+    lines.append(f'{bins} {statistics.mean(found):.3f} ({each})'.strip())
+  return '\n'.join(lines)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the command's flags."""
+  flags.DEFINE_string('task', 'text', 'What is learned.', flag_values=values)
+  flags.DEFINE_string(
+    'workdir', None, 'Folder of the results.', required=True, flag_values=values
+  )
+  flags.DEFINE_list(
+    'settings',
+    [],
+    'Of SETTINGS, in order; none: all.',
+    flag_values=values,
+  )
+  flags.DEFINE_list(
+    'rates', ['6e-3'], 'Learning rates that are tried.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'seeds', 3, 'Runs of each setting.', lower_bound=1, flag_values=values
+  )
+  flags.DEFINE_integer(
+    'steps', 0, 'Updates; 0: of the task.', lower_bound=0, flag_values=values
+  )
+
+
+if __name__ == '__main__':
+  command_line.run(main, define_flags)

@@ -157,23 +157,23 @@ def test_what_the_delta_rule_stores_is_bounded(x64, kind, chunk):
   'objective, eta, apart',
   [
     ('delta', 1e6, False),
-    # Frozen gradients overshoot, and turn the error over at every chunk: from
-    # -1 on for equal keys. eta <= 1 / chunk keeps the factor at -0.26 or above.
+    # Frozen gradients overshoot: what is stored for a key changes its sign, and
+    # for two keys that are near each other the sign of one undoes the other's.
     ('l2', 1e6, True),
     ('l2', 1 / 64, False),
   ],
 )
 def test_frozen_gradients_expand_beyond_their_bound(x64, objective, eta, apart):
   """Of a chunk of 64 tokens, of which half have one key and half another."""
-  rng, tokens = np.random.default_rng(0), 64
-  base, *states = memory_of(rng, 0, 2, 3)
+  tokens, base = 64, mlp.Kernels(None, (np.zeros((1, 2, 2)),))
+  states = [base, base._replace(down=(np.eye(2)[None],))]
   keys = np.repeat(np.array([[1.0, 0.0], [0.8, 0.6]]), tokens // 2, axis=0)
   ends = [
     after(
       base,
       state,
       keys,
-      np.zeros((tokens, 3)),
+      np.zeros((tokens, 2)),
       eta=np.full((tokens, 1), eta),
       alpha=np.ones((tokens, 1)),
       objective=objective,
@@ -182,6 +182,7 @@ def test_frozen_gradients_expand_beyond_their_bound(x64, objective, eta, apart):
     )
     for state in states
   ]
-  first = np.linalg.norm(states[0].down[0][0] - states[1].down[0][0], 2)
+  # The states differ by the identity, of norm 1.
   last = np.linalg.norm(ends[0] - ends[1], 2)
-  assert (last > first * (1 + 1e-3)) == apart
+  assert (last > 1.1) == apart
+  assert apart or last <= 1 + ROUNDING

@@ -1,5 +1,7 @@
 """The generated tasks: a contract that all keep, and what each is."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -34,8 +36,9 @@ def test_shapes_and_dtypes(task):
 
 
 @pytest.mark.parametrize('task', list(TASKS))
-@pytest.mark.parametrize('vocab_size', [24, 100])
-def test_tokens_are_of_the_vocabulary(task, vocab_size):
+@pytest.mark.parametrize('more', [0, 60])
+def test_tokens_are_of_the_vocabulary(task, more):
+  vocab_size = TASKS[task].least(make_config(task).data.task).vocab_size + more
   _, drawn = examples(task, vocab_size=vocab_size)
   for tokens in (np.stack([e.inputs, e.targets]) for e in drawn):
     assert tokens.min() >= 0 and tokens.max() < vocab_size
@@ -213,3 +216,77 @@ def test_errors(task, options, message):
 def test_borders(task, options):
   batch = next(open_data(make_config(task, **options)).train_iterator())
   assert batch['weights'].sum() > 0
+
+
+def test_remapping_structure():
+  """Answers are those of a dictionary that is emptied every 64 tokens."""
+  config = make_config('remapping', vocab_size=40, num_pairs=6)
+  config.data.seq_len = 200
+  source, changed = generated.TaskSource(config, 'train'), 0
+  for i in range(50):
+    example = source[i]
+    inputs, weights = example['inputs'], example['weights']
+    known, before = {}, {}
+    for t in range(0, 200, 2):
+      if t % 64 == 0:
+        before, known = known, {}
+      key, value = inputs[t : t + 2]
+      assert 1 <= key <= 6 and 20 <= value < 40
+      assert weights[t] == (key in known) and weights[t + 1] == 0
+      if weights[t]:
+        assert example['targets'][t] == value == known[key]
+        changed += key in before and before[key] != value
+      known[key] = value
+    assert weights[2] == 1
+  assert changed > 1000
+
+
+def test_aliases_structure():
+  """Answers are those of statements carried out one by one."""
+  config = make_config('aliases', vocab_size=64, num_pairs=5)
+  config.data.seq_len = 40
+  source, depths = generated.TaskSource(config, 'train'), []
+  for i in range(100):
+    example = source[i]
+    tokens, means, depth, t = example['inputs'].tolist(), {}, {}, 0
+    asked = []
+    while t < 40 and tokens[t]:
+      if tokens[t] == 1:
+        new, old = tokens[t + 1 : t + 3]
+        assert new not in means
+        means[new], depth[new] = means[old], depth[old] + 1
+        t += 3
+      elif tokens[t] == 2:
+        name = tokens[t + 1]
+        assert example['targets'][t + 1] == means[name]
+        asked.append(t + 1)
+        depths.append(depth[name])
+        t += 2
+      else:
+        means[tokens[t]], depth[tokens[t]] = tokens[t + 1], 0
+        t += 2
+    assert np.flatnonzero(example['weights']).tolist() == asked
+    assert len(asked) == 5 and t == 35
+  assert 1 <= min(depths) < 3 < max(depths)
+
+
+@pytest.mark.parametrize('things', [3, 5])
+def test_permutations_structure(things):
+  """Answers are products of matrices."""
+  config = make_config(f's{things}', vocab_size=130, max_length=20)
+  config.data.seq_len = 24
+  source = generated.TaskSource(config, 'train')
+  every = sorted(itertools.permutations(range(things)))
+  # Row vectors: x @ matrix(p) moves what is at i to p[i].
+  matrices = [np.eye(things, dtype=int)[list(p)] for p in every]
+  lengths = set()
+  for i in range(30):
+    example = source[i]
+    length = int(example['weights'].sum())
+    lengths.add(length)
+    product = np.eye(things, dtype=int)
+    for t in range(length):
+      product = product @ matrices[example['inputs'][t] - 1]
+      np.testing.assert_array_equal(product, matrices[example['targets'][t]])
+    assert not example['inputs'][length:].any()
+  assert 2 <= min(lengths) < 6 and 16 < max(lengths) <= 20

@@ -1,0 +1,74 @@
+"""Products of permutations: the word problems `s3` and `s5`.
+
+Each token is a permutation of 3 or 5 things; the answer at each place is the
+product of all up to it, the first applied first. S5 is the group whose word
+problem no circuit of constant depth solves (arXiv:2404.08819), so that a model
+must keep a state.
+
+Options: `min_length` and `max_length` of a string, which starts a row; the rest
+is padding, token 0. Permutations are tokens from 1 on in lexicographic order,
+answers from 0 on.
+"""
+
+import functools
+import itertools
+import math
+
+import ml_collections
+import numpy as np
+
+from hope.tasks.task import Example, Least, Task
+
+
+@functools.cache
+def products(things: int) -> np.ndarray:
+  """The table of a group: [a, b] is a, then b, as int32 [n!, n!]."""
+  every = list(itertools.permutations(range(things)))
+  index = {p: i for i, p in enumerate(every)}
+  return np.array(
+    [[index[tuple(b[x] for x in a)] for b in every] for a in every], np.int32
+  )
+
+
+def sequence(things: int, word: np.ndarray, seq_len: int) -> Example:
+  """Writes an example.
+
+  Args:
+    things: that are permuted.
+    word: indices of permutations, [length].
+    seq_len: tokens, at least as many.
+  """
+  table, state = products(things), 0
+  inputs, targets = np.zeros((2, seq_len), np.int32)
+  weights = np.zeros(seq_len, np.float32)
+  for place, letter in enumerate(word.tolist()):
+    state = table[state, letter]
+    inputs[place], targets[place] = letter + 1, state
+  weights[: len(word)] = 1
+  return Example(inputs, targets, weights)
+
+
+def _generate(
+  things: int,
+  rng: np.random.Generator,
+  seq_len: int,
+  options: ml_collections.ConfigDict,
+) -> Example:
+  length = rng.integers(options.min_length, options.max_length + 1)
+  word = rng.integers(math.factorial(things), size=length)
+  return sequence(things, word, seq_len)
+
+
+def _least(things: int, options: ml_collections.ConfigDict) -> Least:
+  return Least(math.factorial(things) + 1, options.max_length)
+
+
+def _task(things: int) -> Task:
+  return Task(
+    generate=functools.partial(_generate, things),
+    least=functools.partial(_least, things),
+    size='max_length',
+  )
+
+
+TASKS = {'s3': _task(3), 's5': _task(5)}

@@ -131,9 +131,17 @@ CASES = {
   'dot': {'objective': 'dot', 'erase': False, 'eta_max': 0.05},
   'chunk_read': {'read': 'chunk', 'target': 'slow', 'hidden_multiple': 2},
   'q_memory': {'q_memory': True, 'target_max': None, 'error_max': None},
+  'delta': {'objective': 'delta', 'momentum': False, 'target': 'slow'},
+  'delta_trace': {
+    'objective': 'delta',
+    'step': 'relative',
+    'target': 'mixed',
+    'projection_target': 'slow',
+    'read': 'after',
+  },
   'static': {'self_modifying': False, 'mix': 'none', 'retention': False},
 }
-QUICK = ('default',)
+QUICK = ('default', 'delta')
 
 
 def cases():

@@ -84,6 +84,23 @@ def test_the_parameters_counted_before_anything_is_built(pattern):
   assert count / 4 < blocks.least_parameters(config) < count
 
 
+def test_a_setting_states_options_and_a_pattern_may_change_them():
+  fields = {
+    'model.pattern': 'titans(paper, chunk_size=2)+cms, titans+cms',
+    'model.num_layers': 2,
+    'model.titans.hidden_multiple': 3,
+  }
+  paper, other = (
+    block.mixer.options for block in blocks.pattern(resolved(**fields))
+  )
+  assert paper.anchor == 'zero' and paper.error_max is None
+  assert (paper.chunk_size, paper.projection_chunk_size) == (2, 1)
+  assert paper.hidden_multiple == other.hidden_multiple == 3
+  assert other == TitansOptions(
+    hidden_multiple=3, chunk_size=4, projection_chunk_size=4
+  )
+
+
 def test_presets_give_the_sizes_left_at_none():
   config = config_lib.base_config()
   config.model.preset = '760m'
@@ -195,6 +212,31 @@ ERRORS = [
   (
     {'model.titans.hidden_multiple': -1},
     r'hidden_multiple=-1 must not be negative',
+  ),
+  (
+    {'model.pattern': 'titans(papers)+cms'},
+    r"titans has no setting 'papers'; it has paper\. Did you mean paper\?",
+  ),
+  (
+    {'model.pattern': 'attention(paper)+cms'},
+    r"attention has no setting 'paper'; it has none\.",
+  ),
+  ({'model.pattern': 'titans(8)+cms'}, 'cannot be read; write blocks'),
+  (
+    {'model.titans.objective': 'delta', 'model.titans.erase': False},
+    r"titans\.objective='delta' is what erase=True does",
+  ),
+  (
+    {'model.titans.step': 'relative'},
+    r"titans\.step='relative' needs .* objective='delta', not 'l2'",
+  ),
+  (
+    {
+      'model.titans.objective': 'delta',
+      'model.titans.step': 'relative',
+      'model.titans.eta_max': 3.0,
+    },
+    r'titans\.eta_max=3 lets writes .* expand what is stored; 2 is the most',
   ),
   ({'model.titans.eta_max': -0.5}, r'eta_max=-0\.5 must not be negative'),
   ({'model.titans.target_max': 0.0}, r'target_max=0\.0 must be positive'),

@@ -49,6 +49,17 @@ CASES = {
   'titans static': mixer(
     'titans', self_modifying=False, momentum=False, mix='none', **_CHUNKS
   ),
+  'titans delta': mixer(
+    'titans',
+    objective='delta',
+    target='mixed',
+    projection_target='slow',
+    projection_momentum=False,
+    read='after',
+    output_gate=True,
+    **_CHUNKS,
+  ),
+  'titans paper': mixer('titans', **MIXERS['titans'].settings['paper']),
   'attention': mixer('attention', max_context=5),
   'attention gqa': mixer(
     'attention', num_kv_heads=1, head_dim=6, rope_scaling='llama3'

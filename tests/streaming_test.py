@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from hope.feedforward.cms import CMSOptions, ContinuumMemory
-from hope.memory import stream
+from hope.memory import rule, stream
 from hope.mixers.attention import AttentionOptions, CausalAttention
 
 # ------------------------------------------------------------------- streaming
@@ -115,6 +115,38 @@ def test_blocks_smaller_than_their_chunk(monkeypatch):
   second, state = run(x[:, 100:], state)
   joined = jnp.concatenate([first, second], axis=1)
   assert_same((joined, state), results[0], STREAM_BAR)
+
+
+@pytest.mark.parametrize('trace', [False, True])
+def test_chunks_of_one_are_the_chunk_form(trace, x64, monkeypatch):
+  """Without tables, in groups of tokens: values, states and gradients."""
+  layer = titans(
+    chunk_size=1,
+    projection_chunk_size=1,
+    objective='delta' if trace else 'l2',
+    read='after' if trace else 'token',
+    dtype=jnp.float64,
+  )
+  x = inputs(2, 70, 8, np.float64)
+  starts = jnp.zeros((2, 70), bool).at[0, 40].set(True) if trace else None
+  graph, params = nnx.split(layer)
+
+  def run():
+    @jax.jit
+    def compute(params, x):
+      def loss(params, x):
+        y, state = nnx.merge(graph, params)(x, None, starts)
+        return jnp.sum(y**2), (y, state)
+
+      return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+
+    return compute(params, x)
+
+  expected = run()
+  monkeypatch.setattr(stream, '_GROUP', 4)
+  assert_same(run(), expected, 1e-12)
+  monkeypatch.setattr(rule, 'TOKEN', rule.XLA)
+  assert_same(run(), expected, 1e-10)
 
 
 # ------------------------------------------------------------------- causality

@@ -238,7 +238,7 @@ class Part:
   chunks: Callable[[Any], Sequence[int]] = lambda options: ()
   metrics: Callable[[Any], dict[str, jax.Array]] = lambda state: {}
   settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(
-    default_factory=dict
+    default_factory=dict, compare=False
   )
   hidden_multiple: float = 1.0
 

@@ -79,7 +79,7 @@ def groups(layers: int) -> tuple[dict[str, Any], ...]:
     {
       'optax.contrib.muon': muon,
       'm3': optimizers.m3(1e-3),
-      'm3 without V': optimizers.m3(1e-3, second_moment=False),
+      'm3 with V': optimizers.m3(1e-3, second_moment=True),
     },
     {
       'optax.partition of Muon': partition_muon,

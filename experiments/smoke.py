@@ -18,7 +18,6 @@ def get_config():
   config.data.seq_len = 256
   config.data.batch_size = 4
   config.optimizer.name = 'm3'
-  config.optimizer.options = 'second_moment=False,b1=0.9'
   config.optimizer.learning_rate = 0.02
   config.train.steps = 360
   config.log.every = 10

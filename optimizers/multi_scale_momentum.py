@@ -33,7 +33,7 @@ class ScaleByM3State(NamedTuple):
 
 
 def scale_by_m3(
-  b1: float = 0.95,
+  b1: float = 0.9,
   b2: float = 0.999,
   b3: float = 0.95,
   alpha: float = 0.5,
@@ -41,7 +41,7 @@ def scale_by_m3(
   *,
   nesterov: bool = False,
   sum_gradients: bool = False,
-  second_moment: bool = True,
+  second_moment: bool = False,
   eps: float = 1e-8,
   eps_root: float = 0.0,
   scale_by_shape: bool = False,
@@ -68,8 +68,8 @@ def scale_by_m3(
     u_t &= \|D_t\|_F \frac{E_t}{\|E_t\|_F}, \quad
       E_t = \frac{D_t}{\sqrt{V_t / (1 - \beta_2^t) + \epsilon_r} + \epsilon}
 
-  Choice: averages, as above, are the default. Algorithm 1 as printed
-  (`sum_gradients=True`, with its :math:`\epsilon` as `eps_root`) adds
+  Choice: averages, as above, are the default. Algorithm 1 as printed (with
+  `sum_gradients=True, second_moment=True`, its :math:`\epsilon` as `eps_root`) adds
   :math:`\beta_1 g_t`, :math:`\beta_3 \sum g_i` and :math:`\beta_2 g_t^2` to
   what was there; its update is :math:`D_t / \sqrt{V_t + \epsilon}`, whose size
   depends on that of the gradients. Averages keep the length of :math:`D_t`, so
@@ -86,11 +86,15 @@ def scale_by_m3(
   nothing. An entry of V's root below the rounding error of the largest entry of
   its matrix is replaced by that rounding error.
 
-  With `alpha=0, second_moment=False, nesterov=True` this is
+  Choice: the second moment, which Algorithm 1 has, is off by default, so that
+  :math:`u_t = D_t`: with it M3 was worse or no better in nearly every race that
+  was run (`optimizers/README.md`).
+
+  With `alpha=0, b1=0.95, nesterov=True` this is
   `optax.contrib.scale_by_muon()`. With `scale_by_shape=True` as well, it is the
   rule of `optax.contrib.muon()`.
 
-  Four trees of the size of the parameters are kept (three without a second
+  Three trees of the size of the parameters are kept (four with a second
   moment). The slow memory is orthogonalised once every `period` steps. The
   update does not depend on the scale of the gradients, if eps is 0.
 
@@ -287,7 +291,7 @@ def _shape_factor(
 
 def m3(
   learning_rate: optax.ScalarOrSchedule,
-  b1: float = 0.95,
+  b1: float = 0.9,
   b2: float = 0.999,
   b3: float = 0.95,
   alpha: float = 0.5,
@@ -304,7 +308,7 @@ def m3(
   adam_weight_decay: optax.ScalarOrSchedule | None = None,
   nesterov: bool = False,
   sum_gradients: bool = False,
-  second_moment: bool = True,
+  second_moment: bool = False,
   eps: float = 1e-8,
   eps_root: float = 0.0,
   scale_by_shape: bool = False,

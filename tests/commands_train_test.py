@@ -275,7 +275,13 @@ def test_inner_losses_are_kept_by_layer_and_position(finished):
       name_of_layer = f'{name}/inner_loss/layer_{layer}'
       mean = np.average(kept['by_position'].pop(name_of_layer), weights=tokens)
       np.testing.assert_allclose(record[name_of_layer], mean, rtol=1e-4)
-  assert not kept['by_position']
+  # What k, v, eta and alpha are against what their initial states would be.
+  assert {x.partition('/')[2] for x in kept['by_position']} == {
+    'change/layer_0',
+    'change/layer_1',
+  }
+  for change in kept['by_position'].values():
+    assert change[0] == 0 < max(change)
 
 
 def test_generate(home, finished):

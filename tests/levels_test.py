@@ -108,7 +108,7 @@ def test_without_learning_there_are_no_fast_levels():
 def test_what_is_switched_off_is_no_level():
   rows = by_name(make(**{'model.titans.retention': False}))
   assert not [name for name, _ in rows if name == 'alpha']
-  fields = {'optimizer.name': 'm3', 'optimizer.options': 'second_moment=False'}
+  fields = {'optimizer.name': 'm3'}
   rows = by_name(make(**fields))
   assert not [name for name, _ in rows if name.startswith('M3 second')]
   rows = by_name(make(**CASES['independent_in_context']))

@@ -115,11 +115,13 @@ CASES = {
     ),
     lambda i, o: i * o + i * i,
   ),
-  'm3': Case(optimizers.m3, _trees(4), static=('ns_steps',)),
+  'm3': Case(
+    functools.partial(optimizers.m3, second_moment=True),
+    _trees(4),
+    static=('ns_steps',),
+  ),
   'm3_with_the_helpers_of_muon': Case(
-    functools.partial(
-      optimizers.m3, nesterov=True, scale_by_shape=True, second_moment=False
-    ),
+    functools.partial(optimizers.m3, nesterov=True, scale_by_shape=True),
     _trees(3),
     static=('ns_steps',),
   ),

@@ -159,7 +159,6 @@ def test_kernels_of_several_projections_are_split(name, split, layer):
   """The first step is Newton-Schulz of each part as the mixers cut it out."""
   heads, width = 2, 8
   options = [] if split == 'head' else [f"split='{split}'"]
-  options += ['second_moment=False'] if name == 'm3' else []
   raw = tiny(name=name, options=','.join(options), weight_decay=0.0)
   raw.model.num_heads, raw.model.width = heads, width
   raw.model.pattern = {'mix': 'titans+cms', 'qkv': 'attention+cms'}[layer]

@@ -100,8 +100,11 @@ def test_newton_schulz_in_every_type(dtype):
 def test_the_second_moment_acts_at_all_common_sizes():
   """Gradients of 1e-5 give the update that those of 1 give."""
   params = matrix(jnp.float32)
-  sequence, tx = gradients(params, 5), optimizers.scale_by_m3()
-  plain = optimizers.scale_by_m3(second_moment=False)
+  sequence, tx = (
+    gradients(params, 5),
+    optimizers.scale_by_m3(second_moment=True),
+  )
+  plain = optimizers.scale_by_m3()
   out, without = (run(x, params, sequence)[0][-1]['w'] for x in (tx, plain))
   small = run(tx, params, scaled(sequence, 1e-5))[0][-1]['w']
   cosine = lambda a, b: jnp.vdot(a, b) / jnp.linalg.norm(a) / jnp.linalg.norm(b)

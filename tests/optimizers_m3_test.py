@@ -218,6 +218,7 @@ def test_m3_is_the_transcription(
   options = RATES | {'eps_root': eps_root, 'nesterov': nesterov}
   tx = optimizers.scale_by_m3(
     sum_gradients=sum_gradients,
+    second_moment=True,
     eps=eps,
     axes=optimizers.stacked_matrix_axes,
     **options,
@@ -237,9 +238,7 @@ def test_m3_is_the_transcription(
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_reduces_to_muon(nesterov, x64):
   sequence = jnp.asarray(gradients((5, 3), 20))
-  ours = optimizers.scale_by_m3(
-    b1=0.9, alpha=0, second_moment=False, nesterov=nesterov
-  )
+  ours = optimizers.scale_by_m3(alpha=0, nesterov=nesterov)
   theirs = optax.contrib.scale_by_muon(
     beta=0.9,
     nesterov=nesterov,
@@ -270,8 +269,8 @@ def test_with_the_helpers_of_muon_it_is_the_alias_of_optax(consistent_rms, x64):
   decays = {'wide': True, 'tall': False, 'bias': False}
   ours = optimizers.m3(
     0.1,
+    b1=0.95,
     alpha=0.0,
-    second_moment=False,
     nesterov=True,
     scale_by_shape=True,
     consistent_rms=consistent_rms,
@@ -347,7 +346,9 @@ def test_axes_as_a_tree():
 
 def test_state_keeps_its_types():
   params = jnp.ones((3, 2), jnp.bfloat16)
-  tx = optimizers.scale_by_m3(mu_dtype=jnp.float32, period=1)
+  tx = optimizers.scale_by_m3(
+    mu_dtype=jnp.float32, second_moment=True, period=1
+  )
   before = tx.init(params)
   updates, after = tx.update(params, before)
   types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
@@ -367,7 +368,9 @@ mesh = jax.make_mesh((4, 2), ('data', 'fsdp'), axis_types=(kind,) * 2)
 g = np.random.default_rng(0).standard_normal((5, 8, 16)).astype(np.float32)
 axes = lambda t: optimizers.stacked_matrix_axes(t)
 def updates(mesh):
-  tx = optimizers.scale_by_m3(axes=axes, mesh=mesh, period=1)
+  tx = optimizers.scale_by_m3(
+    axes=axes, mesh=mesh, second_moment=True, period=1
+  )
   state = tx.init(jnp.zeros_like(g))
   for _ in range(3):
     u, state = jax.jit(tx.update)(jnp.asarray(g), state)

@@ -438,6 +438,10 @@ def test_inner_losses_of_rows_are_those_of_their_documents():
     f'{memory}/inner_loss/layer_{i}'
     for memory in ('memory', 'k', 'v', 'eta', 'alpha')
     for i in layers
+  } | {
+    f'{memory}/change/layer_{i}'
+    for memory in ('k', 'v', 'eta', 'alpha')
+    for i in layers
   }
   np.testing.assert_array_equal(together.tokens[:8], 6)
   np.testing.assert_array_equal(together.tokens[8:], 0)

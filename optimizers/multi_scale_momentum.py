@@ -68,12 +68,13 @@ def scale_by_m3(
     u_t &= \|D_t\|_F \frac{E_t}{\|E_t\|_F}, \quad
       E_t = \frac{D_t}{\sqrt{V_t / (1 - \beta_2^t) + \epsilon_r} + \epsilon}
 
-  Choice: averages, as above, are the default. Algorithm 1 as printed (with
-  `sum_gradients=True, second_moment=True`, its :math:`\epsilon` as `eps_root`) adds
-  :math:`\beta_1 g_t`, :math:`\beta_3 \sum g_i` and :math:`\beta_2 g_t^2` to
-  what was there; its update is :math:`D_t / \sqrt{V_t + \epsilon}`, whose size
-  depends on that of the gradients. Averages keep the length of :math:`D_t`, so
-  that Muon's learning rates work.
+  Choice: averages, as above, are the default. Algorithm 1 as printed
+  (`sum_gradients=True, second_moment=True`, with its :math:`\epsilon` as
+  `eps_root`) adds :math:`\beta_1 g_t`, :math:`\beta_3 \sum g_i` and
+  :math:`\beta_2 g_t^2` to what was there; its update is
+  :math:`D_t / \sqrt{V_t + \epsilon}`, whose size depends on that of the
+  gradients. Averages keep the length of :math:`D_t`, so that Muon's learning
+  rates work.
 
   Warning: sums forget nothing. V only grows, so that steps shrink as
   :math:`1 / \sqrt{t}`, and the momenta hold the first gradients for ever: on a

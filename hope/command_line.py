@@ -26,6 +26,7 @@ from hope.fields import Field, nearest, shown
 RENAMED = {
   'model.mixer': 'model.pattern',
   'model.titans.kernel': 'compute.kernel',
+  'model.titans.self_target': 'model.titans.target',
   'model.remat': 'compute.remat',
   'train.watchdog': 'processes.watchdog',
   'data.read_ahead': 'reading.ahead',

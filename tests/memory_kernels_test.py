@@ -431,7 +431,7 @@ mesh = Mesh(np.array(devices), ('data',), axis_types=(AxisType.Auto,))
 sharding = NamedSharding(mesh, PartitionSpec('data'))
 
 def total(inputs, starts):
-  y, state, _ = linear.remember(
+  y, state, *_ = linear.remember(
     linear.init_state(4, 2, 64, 64), None, **inputs, starts=starts,
     erase={erase}, kernel='pallas',
   )

@@ -52,7 +52,9 @@ def arguments(name, data):
 
 @functools.partial(jax.jit, static_argnames=('erase', 'chunk', 'kernel'))
 def remember(state, position, inputs, starts=None, **options):
-  return linear.remember(state, position, **inputs, starts=starts, **options)
+  found = linear.remember(state, position, **inputs, starts=starts, **options)
+  assert found[-1] is None
+  return found[:-1]
 
 
 def fresh():
@@ -87,6 +89,24 @@ def test_is_the_published_recurrence(x64, name, chunk):
   y, state, _ = remember(fresh(), None, inputs, erase=erase, chunk=chunk)
   assert state.start is None
   assert_same((y, state.now), expected(name, draw()), BAR)
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_predictions_are_reads_of_the_key_before_its_write(x64, name):
+  inputs, erase = arguments(name, draw())
+  plain = remember(fresh(), None, inputs, erase=erase, chunk=8)
+  *found, predictions = jax.jit(
+    lambda inputs: linear.remember(
+      fresh(), None, **inputs, erase=erase, chunk=8, predicts=True
+    )
+  )(inputs)
+  assert_same(found, list(plain), BAR)
+  # Moved by a token, keys as queries read after a write what they predict.
+  moved = jax.tree.map(np.copy, draw())
+  moved['q'][:, :-1] = moved['k'][:, 1:]
+  before, _ = expected(name, moved)
+  assert_same(predictions[:, 1:], before[:, :-1], BAR)
+  assert not predictions[:, 0].any()
 
 
 @pytest.mark.parametrize('sizes', [(1,) * T, (5, 1, 21), (8, 8, 11)])
@@ -170,6 +190,6 @@ def test_alike_keys_in_float32():
   k = jnp.broadcast_to(jnp.eye(6)[0], (1, 256, 1, 6))
   v = jax.random.normal(jax.random.key(0), (1, 256, 1, 5))
   state = linear.init_state(1, 1, 6, 5)
-  y, state, _ = linear.remember(state, None, k, k, v, erase=True)
+  y, state, *_ = linear.remember(state, None, k, k, v, erase=True)
   np.testing.assert_allclose(y, v, atol=1e-5)
   np.testing.assert_allclose(state.now[0, 0, 0], v[0, -1, 0], atol=1e-5)

@@ -252,12 +252,19 @@ def test_memories_measure_their_losses_where_asked(name):
     path[-1].key: values.shape
     for path, values in jax.tree_util.tree_leaves_with_path(losses)
   }
+  generated = ['v', 'k', 'eta', 'alpha']
+  changes = [f'{x}/change' for x in generated]
   memories = {
-    'titans': ['memory', 'v', 'k', 'eta', 'alpha'],
     'titans static': ['memory'],
+    'titans': ['memory', *generated, *changes],
+    'delta': ['memory'],
     'cms in_context': ['cms_level_0', 'cms_level_1'],
   }
-  assert measured == dict.fromkeys(memories.get(name, []), (BATCH, LENGTH))
+  (expected,) = [
+    *(x for start, x in memories.items() if name.startswith(start)),
+    [],
+  ][:1]
+  assert measured == dict.fromkeys(expected, (BATCH, LENGTH))
 
 
 def measure(module, x):

@@ -12,6 +12,8 @@ and RetNet (beta = 1, a constant alpha per head). All are rule (A) of
 eps = alpha beta, read after the write.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -46,7 +48,8 @@ def remember(
   chunk: int = stream.MAX_BLOCK,
   kernel: str = 'xla',
   starts: jax.Array | None = None,
-) -> tuple[jax.Array, State, jax.Array]:
+  predicts: bool = False,
+) -> tuple[jax.Array, State, jax.Array, jax.Array | None]:
   """Writes and reads the tokens of a piece of a stream.
 
   Args:
@@ -62,31 +65,38 @@ def remember(
     kernel: as in `stream.run`.
     starts: bool [b, t], True where a document starts, with K = 0; where they
       may be, `stream.run` says. None: nowhere.
+    predicts: whether S_{t-1} k_t is read as well.
 
   Returns:
-    (y, state, position): y [b, t, n, o], S_t q_t of each token.
+    (y, state, position, predictions): y [b, t, n, o], S_t q_t of each token;
+    predictions [b, t, n, o], S_{t-1} k_t, or None.
   """
 
   def column(rate: jax.Array | None) -> jax.Array:
     rate = jnp.ones((), v.dtype) if rate is None else rate
     return jnp.broadcast_to(rate, (*v.shape[:3], 1))
 
-  def body(step: stream.Step) -> tuple[jax.Array, None, jax.Array]:
+  def body(step: stream.Step) -> tuple[jax.Array, None, Any]:
     q, k, v, alpha, beta = step.x
     beta = step.counted(beta)
-    now, _, y = step.form.update(
-      step.now,
-      None,
-      k,
-      -v,
-      eta=beta,
-      decay=step.form.decays(alpha, None, step.valid, read_after=True),
-      erase=alpha * beta if erase else 0.0,
-      queries=q,
-    )
-    return now, None, y
 
-  state, position, y = stream.run(
+    def learn(queries: jax.Array, read_after: bool):
+      return step.form.update(
+        step.now,
+        None,
+        k,
+        -v,
+        eta=beta,
+        decay=step.form.decays(alpha, None, step.valid, read_after),
+        erase=alpha * beta if erase else 0.0,
+        queries=queries,
+      )
+
+    now, _, y = learn(q, read_after=True)
+    predictions = learn(k, read_after=False)[2] if predicts else None
+    return now, None, (y, predictions)
+
+  state, position, (y, predictions) = stream.run(
     body,
     (),
     state,
@@ -96,4 +106,4 @@ def remember(
     kernel=kernel,
     starts=starts,
   )
-  return y, state, position
+  return y, state, position, predictions

@@ -35,13 +35,14 @@ from hope.layers import rotary
 from hope.layers.convolution import CausalConvolution
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
-from hope.memory import finite, linear, mlp, stream
+from hope.memory import finite, linear, mlp, objectives, stream
 from hope.memory.segments import positions
 from hope.parallel import placement
 from hope.parts import (
   BY_HEAD,
   ONE_PROJECTION,
   Divided,
+  InnerLosses,
   Leaf,
   Level,
   Part,
@@ -110,7 +111,7 @@ class DeltaLayer(nnx.Module):
       rngs: for parameters.
     """
     stream.check_kernel(sizes.kernel, options.chunk_size)
-    self.sizes, self.options = sizes, options
+    self.sizes, self.options, self.measures = sizes, options, False
     width, heads = sizes.width, sizes.num_heads
 
     def dense(outputs: int) -> nnx.Linear:
@@ -206,6 +207,14 @@ class DeltaLayer(nnx.Module):
       return q * head**-0.5, rotary.rotate(k, place, frequency), v
     return l2_normalize(q), l2_normalize(k), v
 
+  def _losses(self, predictions: jax.Array, v: jax.Array):
+    """The memory's objective before each write, mean over heads, [b, t]."""
+    head = self.sizes.width // self.sizes.num_heads
+    name = 'l2' if self._erases else 'dot'
+    # Without linear attention's normaliser.
+    losses = objectives.loss(name, predictions[..., :head], v[..., :head])
+    return {'memory': losses.mean((2, 3))}
+
   def __call__(
     self,
     x: jax.Array,
@@ -233,7 +242,7 @@ class DeltaLayer(nnx.Module):
       place = positions(state.position, t, starts)
       position = place[..., -1] + 1
     q, k, v = self._features(q, k, v, place)
-    y, memory, memory_position = linear.remember(
+    y, memory, memory_position, predictions = linear.remember(
       state.memory,
       state.memory_position,
       q,
@@ -243,8 +252,12 @@ class DeltaLayer(nnx.Module):
       chunk=self.options.chunk_size,
       kernel=self.sizes.kernel,
       starts=starts,
+      predicts=self.measures,
       **self._rates(x),
     )
+    if self.measures:
+      losses = self._losses(predictions, v)
+      self.inner_losses = InnerLosses(finite.spoil(losses, spoiled))
     if self.options.rule == 'linear_attention':
       y = y[..., :-1] / y[..., -1:]
     y = self.norm(placement.constrain(y, 'heads')).reshape(b, t, width)

@@ -255,7 +255,7 @@ class DeltaLayer(nnx.Module):
       predicts=self.measures,
       **self._rates(x),
     )
-    if self.measures:
+    if predictions is not None:
       losses = self._losses(predictions, v)
       self.inner_losses = InnerLosses(finite.spoil(losses, spoiled))
     if self.options.rule == 'linear_attention':

@@ -71,7 +71,7 @@ def pattern(config: Config) -> tuple[BlockSpec, ...]:
   options that it states.
 
     titans+cms
-    titans(paper, chunk_size=16)+cms
+    titans(paper, read='chunk')+cms
     titans+cms(periods=(1, 4)), attention(max_context=128)+cms
 
   Raises:

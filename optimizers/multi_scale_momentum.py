@@ -101,7 +101,8 @@ def scale_by_m3(
 
   Args:
     b1: decay of the fast memory.
-    b2: decay of the second moment.
+    b2: decay of the second moment; b2, eps, eps_root and nu_dtype matter only
+      with second_moment=True.
     b3: decay of the slow memory, per window.
     alpha: weight of the slow memory.
     period: f, steps of a window.
@@ -327,7 +328,8 @@ def m3(
   Args:
     learning_rate: a number or a schedule.
     b1: decay of the fast memory.
-    b2: decay of the second moment.
+    b2: decay of the second moment; b2, eps, eps_root and nu_dtype matter only
+      with second_moment=True.
     b3: decay of the slow memory, per window.
     alpha: weight of the slow memory.
     period: steps of a window of the slow memory.

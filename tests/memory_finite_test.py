@@ -27,6 +27,14 @@ LAYERS = {
     chunk_size=8, projection_chunk_size=16, momentum=False, anchor='zero'
   ),
   'one chunk': lambda: titans(chunk_size=64, projection_chunk_size=64),
+  'delta': lambda: titans(
+    chunk_size=16,
+    projection_chunk_size=8,
+    objective='delta',
+    step='relative',
+    target='mixed',
+    output_gate=True,
+  ),
   'in context': in_context,
   'attention': lambda: CausalAttention(
     WIDTH, 2, AttentionOptions(64), rngs=nnx.Rngs(0)

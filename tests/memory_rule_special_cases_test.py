@@ -294,7 +294,17 @@ def test_reference_activations(name):
     assert_close(function(x), builtin(x), BAR)
 
 
-def titans(seed=12, batch=2, tokens=3, heads=2, width=4, hidden=5, q=False):
+def titans(
+  seed=12,
+  batch=2,
+  tokens=3,
+  heads=2,
+  width=4,
+  hidden=5,
+  q=False,
+  objective='l2',
+  momentum=False,
+):
   """Arguments of `reference.self_referential_titans`."""
   rng = np.random.default_rng(seed)
   memories, rates = {}, {}
@@ -311,23 +321,31 @@ def titans(seed=12, batch=2, tokens=3, heads=2, width=4, hidden=5, q=False):
     'gate_eta': lambda z: 0.5 / (1.0 + np.exp(-z)),
     'gate_alpha': lambda z: 1.0 / (1.0 + np.exp(-z - 3.0)),
     'rates': rates,
+    'learning': dict.fromkeys(
+      memories,
+      {
+        'objective': objective,
+        'share': [1.0] * heads,
+        'relative': False,
+        'momentum': momentum,
+      },
+    ),
   }
   return (memories, *x), arguments
 
 
-@pytest.mark.parametrize('objective', ['l2', 'dot'])
+@pytest.mark.parametrize('objective', ['l2', 'dot', 'delta'])
 @pytest.mark.parametrize('layer', [0, 1])
 @pytest.mark.parametrize('name', ['memory', 'v', 'eta'])
 def test_reference_writes_descend(name, layer, objective):
   """One token's write is -eta' times the derivative of the memory's loss."""
   for b, n in ((0, 0), (1, 1)):
-    (memories, x_k, x_v, x_q), arguments = titans(tokens=1)
+    (memories, x_k, x_v, x_q), arguments = titans(tokens=1, objective=objective)
     _, final, _ = reference.self_referential_titans(
       memories,
       x_k,
       x_v,
       x_q,
-      objective=objective,
       erase=False,
       **arguments,
     )
@@ -348,7 +366,8 @@ def test_reference_writes_descend(name, layer, objective):
     def inner(x, heads=heads, k=k, target=target, call=call):
       kernels = list(heads[name])
       kernels[layer] = x
-      return reference.loss(objective, call(name, k, kernels), target)
+      loss = 'l2' if objective == 'delta' else objective
+      return reference.loss(loss, call(name, k, kernels), target)
 
     slope = reference.complex_step(inner, heads[name][layer])
     u = k if layer == 0 else act(k @ heads[name][0])
@@ -381,7 +400,9 @@ def test_reference_reads_before_it_writes():
 @pytest.mark.parametrize('erase', [False, True])
 def test_reference_is_the_rule(x64, anchor, momentum, erase):
   """The same states, with every layer stepped by `rule.token_update`."""
-  (memories, x_k, x_v, x_q), arguments = titans(batch=1, tokens=4, heads=1)
+  (memories, x_k, x_v, x_q), arguments = titans(
+    batch=1, tokens=4, heads=1, momentum=momentum
+  )
   beta = np.random.default_rng(13).uniform(0.1, 0.9, size=(1, 4, 1))
   act, slope = arguments['activation']
   state = {m: [w[0] for w in memories[m]] for m in memories}
@@ -408,6 +429,8 @@ def test_reference_is_the_rule(x64, anchor, momentum, erase):
       after[m] = []
       for layer, (u, error) in enumerate(pairs):
         rate = eta * arguments['rates'][m][layer][0]
+        if momentum:
+          rate = rate * (1 - beta[0, t])
         inputs = {
           'kernel': state[m][layer] - base[m][layer],
           'u': u[None],

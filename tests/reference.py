@@ -469,7 +469,7 @@ def self_referential_titans(
     learning: By name: 'objective', 'l2', 'dot' or 'delta'; 'share' [n] of the
       target M_m(v), the rest being the slow one: v for 'memory', and for others
       M_m(v) by the initial kernels; 'relative', whether eta' of the second
-      layer is eta_l / (|u|^2 + 1e-6); 'momentum', whether there is one.
+      layer is eta_l / max(|u|^2, 0.01); 'momentum', whether there is one.
     beta: Momentum factors [b, t, n]; None: no memory has momentum.
     anchor: 'zero' or 'initial'.
     erase: Whether the rule erases (delta gradient descent) or not.
@@ -480,7 +480,9 @@ def self_referential_titans(
 
   Returns:
     y [b, t, n, d]; by name, the kernels after the last token,
-    (up [b, n, d, f], down [b, n, f, o]); by name, inner losses [b, t, n].
+    (up [b, n, d, f], down [b, n, f, o]); by name, inner losses [b, t, n] and,
+    as 'k/change', |x - y| / |y| of what a memory makes (x) and what its initial
+    kernels would make (y).
   """
   batch, tokens, heads, width = x_k.shape
   act = activation[0]
@@ -492,6 +494,8 @@ def self_referential_titans(
     for name in memories
   }
   losses = {name: np.zeros((batch, tokens, heads)) for name in memories}
+  for name in set(memories) - {'memory'}:
+    losses[f'{name}/change'] = np.zeros((batch, tokens, heads))
 
   for b in range(batch):
     for n in range(heads):
@@ -527,6 +531,22 @@ def self_referential_titans(
         eta = gate_eta(call('eta', x_k[b, t, n])[0])
         alpha = gate_alpha(call('alpha', x_k[b, t, n])[0])
 
+        def begun(name, z, n=n):
+          first = [kernel[n] for kernel in memories[name]]
+          return memory(z, *first, act, name not in ('eta', 'alpha'))
+
+        made = {
+          'k': (k, l2_normalize(begun('k', x_k[b, t, n]), epsilon)),
+          'v': (v, l2_normalize(begun('v', x_v[b, t, n]), epsilon)),
+          'eta': (eta, gate_eta(begun('eta', x_k[b, t, n])[0])),
+          'alpha': (alpha, gate_alpha(begun('alpha', x_k[b, t, n])[0])),
+        }
+        if 'q' in memories:
+          made['q'] = q, l2_normalize(begun('q', x_q[b, t, n]), epsilon)
+        for name, (now, first) in made.items():
+          change = np.linalg.norm(now - first) / np.linalg.norm(first)
+          losses[f'{name}/change'][b, t, n] = change
+
         if not read_after:
           y[b, t, n] = call('memory', q)
 
@@ -538,8 +558,7 @@ def self_referential_titans(
             own = bound_norm(own, target_max, epsilon)
           slow = v
           if name != 'memory':
-            first = [kernel[n] for kernel in memories[name]]
-            slow = memory(v, *first, act, residual)
+            slow = begun(name, v)
           target = how['share'][n] * own + (1 - how['share'][n]) * slow
           delta = how['objective'] == 'delta'
           objective = 'l2' if delta else how['objective']
@@ -564,7 +583,7 @@ def self_referential_titans(
               g = memory(k, current[name][0], kept, act, residual) - target
             step = normalized_step(rate, u)
             if how['relative'] and layer == 1:
-              step = rate / (np.sum(u * u) + 1e-6)
+              step = rate / max(np.sum(u * u), 1e-2)
             write = -step * np.outer(u, g)
             if how['momentum']:
               write = write + beta[b, t, n] * trace[name][layer]

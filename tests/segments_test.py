@@ -144,6 +144,12 @@ LAYERS = {
     functools.partial(layer, momentum=False, erase=False, read='chunk'),
     8,
   ),
+  'delta': (
+    functools.partial(
+      layer, objective='delta', target='mixed', projection_target='slow'
+    ),
+    8,
+  ),
   'swapped': (
     functools.partial(
       layer,

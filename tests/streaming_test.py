@@ -61,6 +61,9 @@ MODULES = {
   'titans_static': functools.partial(
     titans_module, self_modifying=False, mix='none', hidden_multiple=0
   ),
+  'titans_delta': functools.partial(
+    titans_module, objective='delta', target='mixed', read='after'
+  ),
   'cms_sequential': functools.partial(cms_module, 'sequential'),
   'cms_independent': functools.partial(cms_module, 'independent'),
   'attention': functools.partial(attention_module, 5),
@@ -98,9 +101,12 @@ def test_pieces_are_the_whole(name):
 
 
 @pytest.mark.slow
-def test_blocks_smaller_than_their_chunk(monkeypatch):
+@pytest.mark.parametrize(
+  'options', [{}, {'objective': 'delta', 'projection_target': 'slow'}]
+)
+def test_blocks_smaller_than_their_chunk(options, monkeypatch):
   """A chunk of 128 in blocks of 64, 32 and 128, whole and in pieces."""
-  layer = titans(chunk_size=128, projection_chunk_size=128)
+  layer = titans(chunk_size=128, projection_chunk_size=128, **options)
   x = inputs(1, 200, 8)
   assert stream.block_size(128) == 64
   results = []
@@ -142,9 +148,10 @@ def test_chunks_of_one_are_the_chunk_form(trace, x64, monkeypatch):
 
     return compute(params, x)
 
-  expected = run()
-  monkeypatch.setattr(stream, '_GROUP', 4)
-  assert_same(run(), expected, 1e-12)
+  expected = run()  # in groups of 32, and a rest
+  for group in (4, 100):  # the latter: every state is saved
+    monkeypatch.setattr(stream, '_GROUP', group)
+    assert_same(run(), expected, 1e-12)
   monkeypatch.setattr(rule, 'TOKEN', rule.XLA)
   assert_same(run(), expected, 1e-10)
 

@@ -219,7 +219,7 @@ def test_borders(task, options):
 
 
 def test_remapping_structure():
-  """Answers are those of a dictionary that is emptied every 64 tokens."""
+  """Answers are those of a dictionary that is emptied every 60 tokens."""
   config = make_config('remapping', vocab_size=40, num_pairs=6)
   config.data.seq_len = 200
   source, changed = generated.TaskSource(config, 'train'), 0
@@ -228,7 +228,7 @@ def test_remapping_structure():
     inputs, weights = example['inputs'], example['weights']
     known, before = {}, {}
     for t in range(0, 200, 2):
-      if t % 64 == 0:
+      if t % 60 == 0:
         before, known = known, {}
       key, value = inputs[t : t + 2]
       assert 1 <= key <= 6 and 20 <= value < 40

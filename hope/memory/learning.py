@@ -13,9 +13,10 @@ chunk to chunk (a run went from healthy states to NaN within one sequence). With
 the bound they cannot. `error_max=None` is the letter of Eq. 88.
 Choice: a rate eta has an upper bound, eta_max, that the paper does not give: 1,
 but 1 / chunk for gradients of 'l2' that are taken at a chunk's start, since
-they overshoot beyond it. By the delta rule the second layer has eta_max and the
-first one, whose gradients are frozen, eta_max / chunk. With momentum, which
-multiplies a write by 1 / (1 - beta), eta is multiplied by 1 - beta.
+they overshoot beyond it. By the delta rule the second layer has eta_max, and
+the first one, whose gradients are frozen, no more than 1 / chunk. With
+momentum, which sums a write 1 / (1 - beta) times, eta is multiplied by
+1 - beta.
 """
 
 import dataclasses
@@ -61,25 +62,25 @@ class Learning:
   target_max: float | None
   error_max: float | None
 
-  def check(self, name: str) -> None:
+  def check(self, prefix: str) -> None:
     """Raises ValueError for what does not fit together.
 
     Args:
-      name: of the options, for the message.
+      prefix: of the options' names, for the message.
     """
     if self.objective == 'delta' and not self.erase:
       raise ValueError(
-        f"{name}.objective='delta' is what erase=True does; set it, or "
-        "objective='dot', which writes without erasing."
+        f"{prefix}objective='delta' needs titans.erase=True; "
+        "objective='dot' writes without erasing."
       )
     if self.step == 'relative' and self.objective != 'delta':
       raise ValueError(
-        f"{name}.step='relative' needs the error at the current state: "
+        f"{prefix}step='relative' needs the error at the current state: "
         f"objective='delta', not {self.objective!r}."
       )
     if self.step == 'relative' and self.bounds()[1] > 2:
       raise ValueError(
-        f"{name}.eta_max={self.eta_max:g} lets writes with step='relative' "
+        f"{prefix}eta_max={self.eta_max:g} lets writes with step='relative' "
         'expand what is stored; 2 is the most.'
       )
 
@@ -87,7 +88,7 @@ class Learning:
     """Upper bounds of eta, of first and of second layers."""
     if self.objective == 'delta':
       largest = 1.0 if self.eta_max is None else self.eta_max
-      return largest / self.chunk, largest
+      return min(largest, 1.0) / self.chunk, largest
     if self.eta_max is not None:
       return self.eta_max, self.eta_max
     largest = 1.0 if self.objective == 'dot' else 1.0 / self.chunk

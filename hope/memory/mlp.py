@@ -6,6 +6,20 @@ same width o, form a group; `down` has a kernel of each. The first group's
 values are vectors like z; others, as gates, have no residual, even where z is
 as narrow as they are. The first layers of all are one kernel `up`, since all
 read the same key: one Gram matrix and one solve serve them all.
+
+With the objective 'delta' the second layer, or the only one, learns by the
+delta rule. The features u = act(k @ up) of a chunk are taken at its start, as
+all gradients are. For given features the second layer has a linear problem,
+which rule (A) solves at the current state. Where D is what the rule moves and B
+the base that it is anchored to (B = 0 if to nothing),
+
+  g_t = residual(k_t) + u_t B - target_t
+  D_t = alpha_t D_{t-1} - eta'_t outer(u_t, alpha_t u_t D_{t-1} + g_t)
+
+where alpha_t u_t D_{t-1} + g_t is the error after retention: rule (A) with
+eps = alpha eta'. So a linear memory without a base is Gated DeltaNet. With
+momentum, all of the outer product goes through the trace (rule (B)), since all
+of it is the gradient. The first layer learns as by 'l2'.
 """
 
 import itertools
@@ -200,7 +214,8 @@ class Rates(NamedTuple):
     up: [..., c, 1], eta of the first layers, not normalised.
     down: [..., c, 1], eta of the second layers, not normalised.
     decay: of the chunk's tokens.
-    erase: whether the erase term is on; of 'delta' it is a part.
+    erase: whether the erase term is on; by 'delta' it always is in the last
+      layer.
     error_max: largest norm of a layer's error; None: no bound. The errors of
       layers that learn by the delta rule have none.
     form: of the rule.
@@ -248,16 +263,17 @@ def _errors(
   errors, back = [], []
   outs = [u @ down for u, down in zip(features, frozen.down, strict=True)]
   predictions = _residual(frozen, k, outs, residual)
-  kept = _of_base(base, features)
-  kept = _residual(frozen, k, kept, residual)
-  for prediction, of_base, down, target in zip(
-    predictions, kept, frozen.down, targets, strict=True
+  of_base = predictions
+  if objective == 'delta':
+    of_base = _residual(frozen, k, _of_base(base, features), residual)
+  for prediction, kept, down, target in zip(
+    predictions, of_base, frozen.down, targets, strict=True
   ):
     g = bound(objectives.error(objective, prediction, target))
     if frozen.up is not None:
       back.append(bound(g @ jnp.swapaxes(down, -1, -2)))
     if objective == 'delta':
-      g = objectives.error(objective, of_base, target)
+      g = objectives.error(objective, kept, target)
     errors.append(g)
   up = None
   if frozen.up is not None:
@@ -269,7 +285,7 @@ def _errors(
 def _of_base(
   base: Kernels | None, features: tuple[jax.Array, ...]
 ) -> list[jax.Array]:
-  """What the base makes of the features, [..., m, c, o] of each group."""
+  """Outputs of the base for features, [..., m, c, o] of each group."""
   if base is None:
     return [jnp.zeros((), u.dtype) for u in features]
   return [u @ down for u, down in zip(features, base.down, strict=True)]
@@ -290,8 +306,8 @@ def learn(
 ) -> tuple[Kernels, Kernels | None, Any]:
   """Memories that share their key learn c tokens by rule (A).
 
-  All gradients are taken at `start` (Eq. 90: frozen within a chunk), but for
-  those of the delta rule.
+  All gradients are taken at `start` (Eq. 90: frozen within a chunk), but by the
+  delta rule those of the last layer.
 
   Args:
     base: initial kernels that retention is anchored to, or None.
@@ -307,7 +323,7 @@ def learn(
 
   Returns:
     (now, trace, reads); reads: of each group M(q) of each memory at the state
-    before each token, [..., m, c, o].
+    where `rates.decay` says that a token reads, [..., m, c, o].
   """
   frozen = add(base, start)
   features, errors = _errors(

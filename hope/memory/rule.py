@@ -14,8 +14,9 @@ same arguments as matmuls and one unit lower triangular solve. With
   S_t = beta_t S_{t-1} - outer(u_t, eta'_t g_t + eps_t u_t K_{t-1})
   K_t = alpha_t K_{t-1} + S_t                                             (B)
 
-so that with eps = eta' it is the heavy ball on 1/2 |u K + g|^2 at the current
-state. Without momentum (B) is (A).
+so that with eps = eta' and alpha = 1 it is the heavy ball on 1/2 |u K + g|^2 at
+the current state. Without momentum (B) is (A). Where keys change, (B) has no
+bound: what is fed back is late by 1 / (1 - beta) tokens.
 """
 
 from collections.abc import Callable
@@ -28,8 +29,8 @@ import jax.numpy as jnp
 
 from hope.memory.solve import solve_unit_lower
 
-# Added to a squared norm that divides.
-_SMALLEST_SQUARE = 1e-6
+# Least squared norm that divides a relative step.
+_LEAST_SQUARE = 1e-2
 
 
 def normalized_step(eta: jax.Array, u: jax.Array) -> jax.Array:
@@ -62,20 +63,23 @@ def proximal_step(eta: jax.Array, u: jax.Array) -> jax.Array:
 
 
 def relative_step(rate: jax.Array, u: jax.Array) -> jax.Array:
-  """The step eta' = rate / |u|^2, whose rate is the part that a write corrects.
+  """The step eta' = rate / |u|^2 of normalised LMS.
 
-  A write without retention multiplies the error at u by 1 - rate: 1 corrects
-  it at once, 2 turns its sign.
+  A write by the delta rule, without retention and momentum, multiplies the
+  error at u by 1 - rate: 1 corrects it at once, 2 turns its sign.
+
+  Choice: |u|^2 counts as at least 0.01, so that a write for an input near 0
+  is at most 10 rate |g| long.
 
   Args:
     rate: [..., c, 1], in [0, 2] for writes that do not expand.
     u: [..., c, i].
 
   Returns:
-    [..., c, 1]; at most rate / |u|^2, and finite where u is 0.
+    [..., c, 1].
   """
   square = jnp.sum(jnp.square(u), axis=-1, keepdims=True)
-  return rate / (square + _SMALLEST_SQUARE)
+  return rate / jnp.maximum(square, _LEAST_SQUARE)
 
 
 def token_update(

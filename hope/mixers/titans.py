@@ -1,9 +1,9 @@
 """Self-referential Titans (Eq. 83-91 of arXiv:2512.24695).
 
 Every memory of {k, v, eta, alpha, memory} (and q by option) is a residual MLP
-that learns, token by token, the pairs (k, M(v)) by rule (A) of
-`hope.memory.rule`. With chunk sizes of 1, `anchor='zero'` and no bounds (see
-the deviations below) it is the paper's to the letter.
+that learns, token by token, a value for k: M(v) in the paper. The setting
+'paper' is Eq. 83-91, with what the paper does not give as below;
+`hope.memory.learning` has what else a memory may learn.
 
 Choice: the inputs of the k, v, eta, alpha and q memories are L2-normalised per
 head, like k, v and q themselves, so that every memory reads unit vectors, at
@@ -69,6 +69,11 @@ def _unit_heads(x: jax.Array, heads: int) -> jax.Array:
   """Unit vectors [b, t, heads, d] of x [b, t, heads d] or [b, t, heads, d]."""
   x = at_least_float32(x)
   return l2_normalize(x.reshape(*x.shape[:2], heads, -1))
+
+
+def _for_each(kernels: mlp.Kernels, batch: int) -> mlp.Kernels:
+  """Initial kernels [n, ...] for every stream, [batch, n, ...]."""
+  return placement.constrain(mlp.spread(kernels, batch), 'memory')
 
 
 class Memory(nnx.Module):
@@ -188,27 +193,18 @@ class SelfReferentialTitans(nnx.Module):
     gates = [self.eta, self.alpha]
     return mlp.stack([[x.kernels() for x in group] for group in (wide, gates)])
 
-  def _anchor(self, kernels: mlp.Kernels, batch: int) -> mlp.Kernels | None:
-    """What retention and erase pull towards, for every stream of a batch."""
-    if self.options.anchor == 'zero':
-      return None
-    return placement.constrain(mlp.spread(kernels, batch), 'memory')
-
-  def _first(
-    self, kernels: mlp.Kernels, batch: int, used: bool
-  ) -> mlp.Kernels | None:
-    """The initial state for every stream, where it is used."""
-    if not used:
-      return None
-    return placement.constrain(mlp.spread(kernels, batch), 'memory')
+  @property
+  def _anchored(self) -> bool:
+    """Whether fast states are deviations from the initial ones."""
+    return self.options.anchor == 'initial'
 
   def _begin(
     self, kernels: mlp.Kernels, starts: jax.Array | None
   ) -> mlp.Kernels | None:
     """The kernels in the state that a document starts from; None: zeros."""
-    if starts is None or self.options.anchor == 'initial':
+    if starts is None or self._anchored:
       return None
-    return placement.constrain(mlp.spread(kernels, starts.shape[0]), 'memory')
+    return _for_each(kernels, starts.shape[0])
 
   def _initial(
     self, kernels: mlp.Kernels, batch: int, momentum: bool
@@ -216,7 +212,7 @@ class SelfReferentialTitans(nnx.Module):
     """The fast state that a sequence starts from."""
     now = mlp.spread(kernels, batch)
     zeros = jax.tree.map(jnp.zeros_like, now)
-    if self.options.anchor == 'initial':
+    if self._anchored:
       now = zeros
     trace = zeros if momentum else None
     return placement.constrain(mlp.State(now, now, trace), 'memory')
@@ -232,7 +228,7 @@ class SelfReferentialTitans(nnx.Module):
       conv=self.conv.init_state(batch),
       projections=projections,
       projection_position=jnp.int32(0),
-      memory=self._initial(kernels, batch, options.momentum),
+      memory=self._initial(kernels, batch, options.of_memory().momentum),
       memory_position=jnp.int32(0),
     )
 
@@ -356,14 +352,14 @@ class SelfReferentialTitans(nnx.Module):
       return (ys, ()), (), position
     how = self.options.of_projections()
     consts = (
-      self._anchor(kernels, batch),
+      _for_each(kernels, batch),
       mlp.spread(biases, batch),
       self._spread('projection', batch),
-      self._first(kernels, batch, how.target != 'self' or self.measures),
     )
 
     def body(step: stream.Step):
-      base, biases, (rate, share), first = step.consts
+      first, biases, (rate, share) = step.consts
+      base = first if self._anchored else None
       frozen = mlp.add(base, step.start)
       q, k, v, eta, alpha = self._generate(frozen, biases, step.x)
       slow = mlp.forward(first, v) if how.target != 'self' else ()
@@ -408,7 +404,7 @@ class SelfReferentialTitans(nnx.Module):
     options, how = self.options, self.options.of_memory()
     batch = projected[0].shape[0]
     consts = (
-      self._anchor(self.memory.kernels(), batch),
+      _for_each(self.memory.kernels(), batch) if self._anchored else None,
       self._spread('memory', batch),
     )
 

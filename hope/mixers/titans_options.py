@@ -1,7 +1,6 @@
 """Options of self-referential Titans, and the settings that have a name."""
 
 import dataclasses
-from typing import Any
 
 from hope.fields import field
 from hope.memory import learning, objectives
@@ -22,7 +21,9 @@ class TitansOptions:
   )
   projection_chunk_size: int = field(
     64,
-    'Length of a chunk of the memories that generate k, v, eta, alpha (q).',
+    'Length of a chunk of the memories that generate k, v, eta, alpha (q), '
+    'whose options start with projection_. Where self_modifying is False they '
+    'do not learn, and these do nothing.',
     unit='tokens',
     minimum=1,
   )
@@ -35,8 +36,8 @@ class TitansOptions:
   )
   objective: str = field(
     'l2',
-    "What `memory` descends on: 'l2', 'dot', or 'delta': l2 of which the last "
-    'layer follows the gradient at its current state.',
+    "What `memory` descends on: 'l2', 'dot', or 'delta': l2 by the delta rule, "
+    'whose last layer follows the gradient at its current state.',
     choices=objectives.NAMES,
   )
   projection_objective: str | None = field(
@@ -52,34 +53,37 @@ class TitansOptions:
   )
   projection_target: str = field(
     'self',
-    "The same for the memories that generate; 'slow' is here the value of v in "
-    "a memory's initial state.",
+    "The same for the memories that generate; 'slow' is here what a memory's "
+    'initial state makes of v.',
     choices=learning.TARGETS,
   )
   step: str = field(
     'proximal',
-    "Step of `memory`'s last layer: 'proximal', eta / (1 + eta |u|^2), or "
-    "'relative', eta / |u|^2. By the latter eta is the part of an error that a "
-    'write corrects, and turns its sign above 1; with objective=delta nothing '
-    'expands up to eta_max=2.',
+    "Step of `memory`'s last layer: 'proximal', eta / (1 + eta |u|^2), or, "
+    "with objective=delta, 'relative', eta / |u|^2: eta is then the part of an "
+    'error that a write corrects, and turns its sign above 1.',
     choices=learning.STEPS,
   )
   projection_step: str | None = field(
     None,
-    'The same for the memories that generate. None: as `memory`.',
+    'The same for the memories that generate. None: as `memory` if they have '
+    "its objective, else 'proximal'.",
     choices=learning.STEPS,
   )
   retention: bool = field(True, 'Whether memories forget: a part of rule (A).')
-  momentum: bool = field(
-    True, "Whether `memory`'s writes have momentum: a part of rule (A)."
+  momentum: bool | None = field(
+    None,
+    "Whether `memory`'s writes have momentum: a part of rule (A). None: they "
+    'have, but not with objective=delta, which momentum may let grow without '
+    'bound.',
   )
   projection_momentum: bool | None = field(
     None, 'The same for the memories that generate. None: as `memory`.'
   )
   erase: bool = field(
     True,
-    'Whether a write erases along its key: a part of rule (A), and what the '
-    'delta rule is.',
+    'Whether a write erases along its key: a part of rule (A); objective=delta '
+    'needs it.',
   )
   anchor: str = field(
     'initial',
@@ -89,8 +93,8 @@ class TitansOptions:
   )
   read: str = field(
     'token',
-    "State that a read sees: 'token' (before its token's write), 'after' (it), "
-    "or 'chunk' (at the start of its chunk).",
+    "State that a read sees: 'token' (before its token's write), 'after' "
+    "(after that), or 'chunk' (at the start of its chunk).",
     choices=('token', 'after', 'chunk'),
   )
   self_modifying: bool = field(
@@ -114,12 +118,14 @@ class TitansOptions:
   eta_max: float | None = field(
     None,
     "Upper bound of `memory`'s inner learning rate eta. None: 1, but for "
-    'objective=l2 1 / chunk_size. 0 switches it off.',
+    'objective=l2 1 / chunk_size. With objective=delta it is of the last '
+    'layer, and the first has no more than 1 / chunk_size. 0: no learning.',
     minimum=0,
   )
   projection_eta_max: float | None = field(
     None,
-    'The same for the memories that generate. None: as `memory`.',
+    'The same for the memories that generate. None: as `memory` if they have '
+    'its objective, else the default.',
     minimum=0,
   )
   rate: float = field(
@@ -156,7 +162,7 @@ class TitansOptions:
       target=self.target,
       step=self.step,
       eta_max=self.eta_max,
-      momentum=self.momentum,
+      momentum=self._momentum(self.momentum, self.objective),
       retention=self.retention,
       erase=self.erase,
       target_max=self.target_max,
@@ -165,18 +171,28 @@ class TitansOptions:
 
   def of_projections(self) -> Learning:
     """How the memories that generate learn."""
-    own: dict[str, Any] = {
-      'objective': self.projection_objective,
-      'step': self.projection_step,
-      'eta_max': self.projection_eta_max,
-      'momentum': self.projection_momentum,
-    }
+    objective, eta_max = self.projection_objective, self.projection_eta_max
+    step, momentum = self.projection_step, self.projection_momentum
+    if objective is None:
+      objective = self.objective
+    if momentum is None:
+      momentum = self.momentum
+    if objective == self.objective:
+      eta_max = self.eta_max if eta_max is None else eta_max
+      step = self.step if step is None else step
     return dataclasses.replace(
       self.of_memory(),
       chunk=self.projection_chunk_size,
+      objective=objective,
       target=self.projection_target,
-      **{name: value for name, value in own.items() if value is not None},
+      step=step or 'proximal',
+      eta_max=eta_max,
+      momentum=self._momentum(momentum, objective),
     )
+
+  @staticmethod
+  def _momentum(given: bool | None, objective: str) -> bool:
+    return objective != 'delta' if given is None else given
 
   def learning(self) -> list[Learning]:
     """How the memories that learn do: `memory`, and those that generate."""
@@ -188,10 +204,13 @@ class TitansOptions:
     return any(learning.momentum for learning in self.learning())
 
 
-# The paper to the letter (Eq. 83-91), with the momentum of its Table 6.
+# Eq. 83-91 of the paper with the momentum of its Table 6. What the paper does
+# not give, such as the ranges of rates, is as in the head of
+# `hope.mixers.titans`.
 PAPER = {
   'chunk_size': 1,
   'projection_chunk_size': 1,
+  'hidden_multiple': 1,
   'objective': 'l2',
   'projection_objective': None,
   'target': 'self',
@@ -207,6 +226,8 @@ PAPER = {
   'self_modifying': True,
   'target_max': None,
   'error_max': None,
+  'q_memory': False,
   'eta_max': None,
   'projection_eta_max': None,
+  'output_gate': False,
 }

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from hope.memory import mlp, stream
+from hope.memory.learning import Learning
 from hope.mixers.titans import SelfReferentialTitans, TitansState, generated
 from hope.mixers.titans_options import PAPER, TitansOptions
 from hope.parts import (
@@ -79,11 +80,14 @@ def _parameters(options: TitansOptions) -> list[Leaf]:
   ]
 
 
+def _is_static(options: TitansOptions, how: Learning) -> bool:
+  """Whether nothing is written, and nothing decays."""
+  return how.bounds() == (0, 0) and options.anchor == 'initial'
+
+
 def _levels(sizes: Sizes, options: TitansOptions) -> list[Level]:
   """Rows of the memories; none if nothing is written and nothing decays."""
   del sizes
-  if options.eta_max == 0 and options.anchor == 'initial':
-    return []
   feeds = {
     'k': 'makes keys',
     'v': 'makes values',
@@ -95,17 +99,14 @@ def _levels(sizes: Sizes, options: TitansOptions) -> list[Level]:
     del feeds['q']
   if not options.retention:
     del feeds['alpha']
-  if not options.self_modifying:
+  context, how = 'keys, values so far', options.of_projections()
+  if not options.self_modifying or _is_static(options, how):
     feeds = {}
-  targets = {
+  target = {
     'self': 'M{0}(v)',
-    'slow': 'v',
-    'mixed': 'mixture of M{0}(v) and v',
-  }
-  context = 'keys, values so far'
-  how = options.of_projections()
-  slow = {'slow': 'M{0}(v) at first', 'mixed': 'M{0}(v), now and at first'}
-  target = (targets | slow)[how.target]
+    'slow': 'M{0},0(v)',
+    'mixed': '(s M{0}(v) + (1 - s) M{0},0(v))',
+  }[how.target]
   levels = [
     Level(
       component=name,
@@ -120,13 +121,15 @@ def _levels(sizes: Sizes, options: TitansOptions) -> list[Level]:
     for name, text in feeds.items()
   ]
   how, read = options.of_memory(), options.read
-  objective = inner_objective(
-    how.objective, 'M(k)', targets[how.target].format('')
-  )
+  if _is_static(options, how):
+    return levels
+  targets = {'self': 'M(v)', 'slow': 'v', 'mixed': '(s M(v) + (1 - s) v)'}
+  objective = inner_objective(how.objective, 'M(k)', targets[how.target])
+  errors = 'errors of the first layer' if how.objective == 'delta' else 'errors'
   memory = Level(
     component='memory',
     frequency=per_token(how.chunk if read == 'chunk' else 1),
-    objective=f'{objective}, errors at {how.chunk}-token chunks',
+    objective=f'{objective}, {errors} at {how.chunk}-token chunks',
     context=context,
     parameters=0,
     passes_on='its reads, to the block',
@@ -142,9 +145,11 @@ def _check(sizes: Sizes, options: TitansOptions) -> None:
       f'titans.projection_chunk_size={options.projection_chunk_size}: one must '
       f'divide the other; try {large} for both.'
     )
-  for how in options.learning():
-    stream.check_kernel(sizes.kernel, how.chunk)
-    how.check('titans')
+  for chunk in (options.chunk_size, options.projection_chunk_size):
+    stream.check_kernel(sizes.kernel, chunk)
+  prefixes = ('titans.', 'titans.projection_')
+  for how, prefix in zip(options.learning(), prefixes, strict=False):
+    how.check(prefix)
   if sizes.kernel == 'pallas' and sizes.seq_len % large:
     raise ValueError(
       f"compute.kernel='pallas' runs whole chunks: data.seq_len="

@@ -72,6 +72,7 @@ def compile_step(config: Any, devices: Sequence[Any], chip: Chip) -> Report:
   import jax
   import numpy as np
 
+  from hope import blocks
   from hope.parallel import mesh as mesh_lib
   from hope.profiling.flops import flops_per_token
   from hope.profiling.hlo import Program, program_bytes
@@ -121,7 +122,7 @@ def compile_step(config: Any, devices: Sequence[Any], chip: Chip) -> Report:
     batch_size=shape[0],
     seq_len=shape[1],
     remat=config.compute.remat,
-    chunk_size=config.model.titans.chunk_size,
+    chunk_size=max(blocks.chunks(config), default=0),
     parameters=sum(x.size for x in jax.tree.leaves(state.params)),
     compile_seconds=seconds,
     memory_bytes=program_bytes(compiled),
@@ -222,8 +223,14 @@ def settings(config: Any) -> list[dict[str, Any]]:
   Args:
     config: resolved.
   """
+  # Imported here, as it takes seconds.
+  from hope import blocks
+
   batch, remat = config.data.batch_size, config.compute.remat
   chunk = config.model.titans.chunk_size
+  chunks = (chunk, 64 if chunk != 64 else 128)
+  if chunk not in blocks.chunks(config):  # the pattern says it, or has none
+    chunks = (chunk,)
   return [
     {
       'data.batch_size': batch * times,
@@ -232,7 +239,7 @@ def settings(config: Any) -> list[dict[str, Any]]:
       'model.titans.projection_chunk_size': tokens,
     }
     for times, recomputed, tokens in itertools.product(
-      (1, 2), (remat, not remat), (chunk, 64 if chunk != 64 else 128)
+      (1, 2), (remat, not remat), chunks
     )
   ]
 

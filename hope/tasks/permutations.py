@@ -1,9 +1,9 @@
 """Products of permutations: the word problems `s3` and `s5`.
 
 Each token is a permutation of 3 or 5 things; the answer at each place is the
-product of all up to it, the first applied first. S5 is the group whose word
-problem no circuit of constant depth solves (arXiv:2404.08819), so that a model
-must keep a state.
+product of all up to it, the first applied first. The word problem of S5 is
+complete for NC1, so that, unless TC0 = NC1, no model of constant depth without
+a recurrence solves it at every length (arXiv:2404.08819).
 
 Options: `min_length` and `max_length` of a string, which starts a row; the rest
 is padding, token 0. Permutations are tokens from 1 on in lexicographic order,
@@ -63,10 +63,21 @@ def _least(things: int, options: ml_collections.ConfigDict) -> Least:
   return Least(math.factorial(things) + 1, options.max_length)
 
 
+def _check(seq_len: int, options: ml_collections.ConfigDict):
+  """Raises ValueError where no length can be drawn."""
+  del seq_len
+  if options.min_length > options.max_length:
+    raise ValueError(
+      f'data.task.min_length={options.min_length} must be at most '
+      f'data.task.max_length={options.max_length}.'
+    )
+
+
 def _task(things: int) -> Task:
   return Task(
     generate=functools.partial(_generate, things),
     least=functools.partial(_least, things),
+    check=_check,
     size='max_length',
   )
 

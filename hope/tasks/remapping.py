@@ -1,7 +1,7 @@
 """A mapping that is drawn anew within the sequence: `remapping`.
 
 The sequence is pairs `x f(x)`, of keys x drawn uniformly from `num_pairs`. The
-mapping f, one to one, is drawn anew every 64 tokens, and nothing marks that.
+mapping f, one to one, is drawn anew every 60 tokens, and nothing marks that.
 The answer f(x) counts where x has come before since then: what was learned of
 it earlier is wrong. The first two keys are equal, so that an answer counts.
 
@@ -14,7 +14,9 @@ import numpy as np
 
 from hope.tasks.task import Example, Least, Task
 
-SPAN = 64  # tokens between two drawings
+# Tokens between two drawings: not a multiple of chunks, at whose start what a
+# memory has learned takes effect.
+SPAN = 60
 
 
 def sequence(
@@ -24,7 +26,7 @@ def sequence(
 
   Args:
     keys: of each pair, [seq_len // 2].
-    mappings: from key to value, for each span of 64 tokens.
+    mappings: from key to value, for each span of 60 tokens.
     seq_len: tokens; of an odd number the last is 0.
   """
   inputs, targets = np.zeros((2, seq_len), np.int32)

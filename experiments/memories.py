@@ -4,11 +4,12 @@
   python -m experiments.memories --task=recall-16 --workdir=runs/memories \
     --settings=frozen,delta --rates=3e-3,6e-3
 
-A setting is a block of `model.pattern`. Each is trained at every learning rate
-of --rates on a seed that is not reported; the best rate then trains --seeds
-seeds. All settings have the same parameters as the first, within 1%: the width
-of their feed-forward is chosen so. WORKDIR/TASK-STEPS.json keeps every run, and
-the same command goes on where it was.
+A setting is a mixer with options, as `model.pattern` says it. Where --rates has
+several, each setting is trained at all of them on a seed that is not reported,
+and its best one trains --seeds seeds. All settings have the same parameters as
+the first, within 1%: the width of their feed-forward is chosen so.
+WORKDIR/TASK-STEPS.json keeps every run, and the same command goes on where it
+was.
 """
 
 import json
@@ -38,29 +39,42 @@ _STATIC = {'self_modifying': False}
 _FROZEN = {'objective': 'l2', 'momentum': True, 'target': 'self'}
 _DELTA = {'objective': 'delta', 'momentum': False, 'target': 'slow'}
 _LINEAR = _DELTA | _STATIC | {'hidden_multiple': 0}
-# Options of Titans by the name of a setting.
-SETTINGS: dict[str, dict[str, Any]] = {
+_NEGATIVE = {'step': 'relative', 'eta_max': 2.0}
+# Mixer and options by the name of a setting.
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
   # All gradients frozen over a chunk, momentum, self-generated targets.
-  'frozen': _FROZEN,
-  'frozen-static': _FROZEN | _STATIC,
-  # A matrix as Gated DeltaNet has: by the dot product, with rates below 1/2.
-  'linear-dot': _LINEAR | {'objective': 'dot'},
-  'linear-delta': _LINEAR | {'step': 'relative'},
-  'delta': _DELTA,
-  'delta-static': _DELTA | _STATIC,
-  'delta-self': _DELTA | {'target': 'self'},
-  'delta-mixed': _DELTA | {'target': 'mixed'},
-  'delta-momentum': _DELTA | {'momentum': True},
-  'delta-after': _DELTA | {'read': 'after'},
-  'delta-gate': _DELTA | {'output_gate': True},
-  'delta-relative': _DELTA | {'step': 'relative'},
+  'frozen': ('titans', _FROZEN),
+  'frozen-static': ('titans', _FROZEN | _STATIC),
+  # Published, with its output gate; and what is nearest to it in Titans.
+  'gated_deltanet': ('delta', {'rule': 'gated_deltanet'}),
+  'linear-dot': ('titans', _LINEAR | {'objective': 'dot'}),
+  'linear-delta': ('titans', _LINEAR | {'step': 'relative'}),
+  'linear-negative': ('titans', _LINEAR | _NEGATIVE),
+  'delta': ('titans', _DELTA),
+  'delta-static': ('titans', _DELTA | _STATIC),
+  'delta-self': ('titans', _DELTA | {'target': 'self'}),
+  'delta-mixed': ('titans', _DELTA | {'target': 'mixed'}),
+  'delta-momentum': ('titans', _DELTA | {'momentum': True}),
+  'delta-after': ('titans', _DELTA | {'read': 'after'}),
+  'delta-gate': ('titans', _DELTA | {'output_gate': True}),
+  'delta-relative': ('titans', _DELTA | {'step': 'relative'}),
+  'delta-negative': ('titans', _DELTA | _NEGATIVE),
+  'delta-negative-static': ('titans', _DELTA | _NEGATIVE | _STATIC),
   # What the memories that generate learn, and how fast.
-  'delta-slow-projections': _DELTA | {'projection_target': 'slow'},
-  'delta-fast-projections': _DELTA | {'projection_rate': 0.73},
-  'delta-l2-projections': _DELTA | {'projection_objective': 'l2'},
-  'delta-chunk-1': _DELTA | {'chunk_size': 1, 'projection_chunk_size': 1},
-  'off': _DELTA | {'eta_max': 0.0},
+  'delta-slow-projections': ('titans', _DELTA | {'projection_target': 'slow'}),
+  'delta-fast-projections': ('titans', _DELTA | {'projection_rate': 0.73}),
+  'delta-l2-projections': ('titans', _DELTA | {'projection_objective': 'l2'}),
+  'delta-q': ('titans', _DELTA | {'q_memory': True}),
+  'delta-q-fast': (
+    'titans',
+    _DELTA | {'q_memory': True, 'projection_rate': 0.73},
+  ),
+  'off': ('titans', _DELTA | {'eta_max': 0.0}),
 }
+
+
+# Seed of the runs by which a learning rate is chosen.
+_TUNING = 100
 
 
 class Run(NamedTuple):
@@ -71,12 +85,14 @@ class Run(NamedTuple):
     losses: of training, nats per token, means of fiftieths of the run.
     tokens_per_second: median over steps, of the whole machine at that time.
     parameters: of the model.
+    pattern: of the model.
   """
 
   results: dict[str, float]
   losses: list[float]
   tokens_per_second: float
   parameters: int
+  pattern: str
 
 
 def task_config(name: str, seed: int, steps: int):
@@ -105,8 +121,19 @@ def task_config(name: str, seed: int, steps: int):
       config.data.batch_size, config.train.steps = 16, 1000
   elif name in LANGUAGES:
     config = formal_languages.get_config(f'language={name},seed={seed}')
+  elif name in ('remapping', 'aliases'):
+    config = mqar.get_config(f'seed={seed}')
+    config.data.source, config.data.batch_size = f'synthetic:{name}', 16
+    config.data.seq_len, config.data.task.vocab_size = 128, 64
+    config.train.steps = 1000
+  elif name in ('s3', 's5'):
+    config = formal_languages.get_config(f'seed={seed}')
+    config.data.source, config.data.task.max_length = f'synthetic:{name}', 32
+    config.data.seq_len, config.data.task.vocab_size = 32, 121
+    config.evals.longer = (64,)
   else:
-    names = 'text, main, recall-8, recall-16', *LANGUAGES
+    names = 'text, main, recall-8, recall-16, remapping, aliases, s3, s5'
+    names = names, *LANGUAGES
     raise ValueError(f'--task={name} is none of {", ".join(names)}.')
   if steps:
     config.train.steps = steps
@@ -130,8 +157,9 @@ def with_setting(config, setting: str, vocab_size: int, like: int | None):
   """
 
   def build(hidden: float):
-    options = ', '.join(f'{k}={x!r}' for k, x in SETTINGS[setting].items())
-    config.model.pattern = f'titans({options})+cms(hidden_multiple={hidden!r})'
+    mixer, options = SETTINGS[setting]
+    said = ', '.join(f'{name}={x!r}' for name, x in options.items())
+    config.model.pattern = f'{mixer}({said})+cms(hidden_multiple={hidden!r})'
     return resolve(config, vocab_size)
 
   first = build(1.0)
@@ -171,6 +199,7 @@ def train(config, data) -> Run:
     losses=[float(f'{np.mean(piece):.5g}') for piece in pieces],
     tokens_per_second=tokens / statistics.median(times),
     parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+    pattern=config.model.pattern,
   )
 
 
@@ -185,8 +214,6 @@ class Runs:
   def get(self, setting: str, rate: float, seed: int) -> Run:
     """A run, trained if it is not there yet."""
     name = f'{setting} | {rate:g} | {seed}'
-    if name in self.kept:
-      return self.kept[name]
     config = task_config(self.task, seed, self.steps)
     config.optimizer.learning_rate = rate
     data = data_lib.open_data(config)
@@ -195,6 +222,13 @@ class Runs:
     if setting != first:
       like = parameters(with_setting(config, first, data.vocab_size, None))
     resolved = with_setting(config, setting, data.vocab_size, like)
+    if name in self.kept:
+      if self.kept[name].pattern != resolved.model.pattern:
+        raise ValueError(
+          f'{self.path} holds {name!r} with another model.pattern: '
+          f'{self.kept[name].pattern}. Choose another --workdir.'
+        )
+      return self.kept[name]
     run = self.kept[name] = train(resolved, data)
     text = json.dumps({k: x._asdict() for k, x in self.kept.items()}, indent=1)
     self.path.write_text(text)
@@ -216,9 +250,6 @@ def best_rate(runs: Runs, setting: str, rates: list[float]) -> float:
   return min(
     rates, key=lambda rate: score(runs.get(setting, rate, _TUNING).results)
   )
-
-
-_TUNING = 100
 
 
 def main(options: flags.FlagValues) -> None:

@@ -172,7 +172,14 @@ def token_decays(
   valid: None = None,
   read_after: bool = False,
 ) -> TokenDecays:
-  """`decays` of a single token, which always counts (`valid` is None)."""
+  """`decays` of a single token, which always counts.
+
+  Args:
+    alpha: [..., 1, 1], retention.
+    beta: [..., 1, 1], momentum factor; None: no momentum.
+    valid: None.
+    read_after: whether queries read after their token's own write.
+  """
   del valid
   return TokenDecays(alpha, beta, read_after)
 
@@ -191,7 +198,9 @@ def one_token(
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
   """Rule (A), or (B), for one token: no tables and no solve.
 
-  Args and Returns: as `decayed_update`, with c = 1.
+  Args and Returns: as `decayed_update` with c = 1: kernel, trace [..., i, o]; u,
+  queries [..., 1, i]; g [..., 1, o]; eta, erase [..., 1, 1]; decay of
+  `token_decays`.
   """
   eps = _erase_rates(erase, eta)
   write, erased = eta * g, None

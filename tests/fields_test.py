@@ -113,7 +113,9 @@ def test_a_field_that_there_is_none_of():
   config = config_lib.base_config()
   with config.unlocked():
     config.train.step = 3
-  with pytest.raises(ValueError, match='train.step is not a .* mean train.steps?'):
+  with pytest.raises(
+    ValueError, match='train.step is not a .* mean train.steps?'
+  ):
     config_lib.resolve(config, 257)
 
 

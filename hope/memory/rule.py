@@ -198,8 +198,8 @@ def one_token(
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
   """Rule (A), or (B), for one token: no tables and no solve.
 
-  Args and Returns: as `decayed_update` with c = 1: kernel, trace [..., i, o]; u,
-  queries [..., 1, i]; g [..., 1, o]; eta, erase [..., 1, 1]; decay of
+  Args and Returns: as `decayed_update` with c = 1: kernel, trace [..., i, o];
+  u, queries [..., 1, i]; g [..., 1, o]; eta, erase [..., 1, 1]; decay of
   `token_decays`.
   """
   eps = _erase_rates(erase, eta)

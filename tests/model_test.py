@@ -88,16 +88,16 @@ def test_a_setting_states_options_and_a_pattern_may_change_them():
   fields = {
     'model.pattern': 'titans(paper, chunk_size=2)+cms, titans+cms',
     'model.num_layers': 2,
-    'model.titans.hidden_multiple': 3,
+    'model.titans.conv_width': 3,
   }
   paper, other = (
     block.mixer.options for block in blocks.pattern(resolved(**fields))
   )
   assert paper.anchor == 'zero' and paper.error_max is None
   assert (paper.chunk_size, paper.projection_chunk_size) == (2, 1)
-  assert paper.hidden_multiple == other.hidden_multiple == 3
+  assert paper.conv_width == other.conv_width == 3
   assert other == TitansOptions(
-    hidden_multiple=3, chunk_size=4, projection_chunk_size=4
+    conv_width=3, chunk_size=4, projection_chunk_size=4
   )
 
 
@@ -224,7 +224,7 @@ ERRORS = [
   ({'model.pattern': 'titans(8)+cms'}, 'cannot be read; write blocks'),
   (
     {'model.titans.objective': 'delta', 'model.titans.erase': False},
-    r"titans\.objective='delta' is what erase=True does",
+    r"titans\.objective='delta' needs titans\.erase=True",
   ),
   (
     {'model.titans.step': 'relative'},

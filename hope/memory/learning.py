@@ -116,13 +116,17 @@ class Learning:
     if not self.retention:
       alpha = jnp.ones_like(alpha)
     beta = beta if self.momentum else None
-    if beta is not None:
-      eta *= 1 - beta
-    eta = step.counted(eta)
-    up, down = self.bounds()
+
+    def of_layer(bound: float, rate: jax.Array) -> jax.Array:
+      bounded = bound * eta
+      if beta is not None:
+        bounded *= 1 - beta
+      return step.counted(bounded) * rate
+
+    up, down = map(of_layer, self.bounds(), rate)
     return mlp.Rates(
-      up=up * eta * rate[0],
-      down=down * eta * rate[1],
+      up=up,
+      down=down,
       decay=step.form.decays(alpha, beta, step.valid, read_after),
       erase=self.erase,
       error_max=self.error_max,

@@ -60,9 +60,9 @@ _SCALE = 0.3
 _SHARE = -2.0
 
 
-def _logit(x: float) -> float:
-  """The number whose sigmoid is x."""
-  return math.log(x / (1 - x))
+def _logit(x: float | None, default: float) -> float:
+  """The number whose sigmoid is x; the default for None."""
+  return default if x is None else math.log(x / (1 - x))
 
 
 def _unit_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -167,9 +167,11 @@ class SelfReferentialTitans(nnx.Module):
       )
     # Before the sigmoid, of both layers of a memory.
     rates = jnp.ones((2, num_heads), jnp.float32)
-    self.memory_rate = nnx.Param(_logit(options.rate) * rates)
+    self.memory_rate = nnx.Param(_logit(options.rate, 2.0) * rates)
     if options.self_modifying:
-      self.projection_rate = nnx.Param(_logit(options.projection_rate) * rates)
+      self.projection_rate = nnx.Param(
+        _logit(options.projection_rate, -2.0) * rates
+      )
       if options.projection_target == 'mixed':
         self.projection_share = nnx.Param(jnp.full(num_heads, _SHARE))
     if options.target == 'mixed':

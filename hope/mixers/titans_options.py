@@ -128,15 +128,16 @@ class TitansOptions:
     'its objective, else the default.',
     minimum=0,
   )
-  rate: float = field(
-    0.88,
-    "Part of eta that `memory`'s layers start with; learned.",
+  rate: float | None = field(
+    None,
+    "Part of eta that `memory`'s layers start with; learned. None: sigmoid(2), "
+    '0.88.',
     above=0,
     below=1,
   )
-  projection_rate: float = field(
-    0.12,
-    'The same of the memories that generate.',
+  projection_rate: float | None = field(
+    None,
+    'The same of the memories that generate. None: sigmoid(-2), 0.12.',
     above=0,
     below=1,
   )

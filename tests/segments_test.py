@@ -24,7 +24,7 @@ import pytest
 from hope.evaluation import heldout
 from hope.feedforward.cms import CMSOptions, ContinuumMemory
 from hope.layers.convolution import CausalConvolution
-from hope.memory import stream
+from hope.memory import segments, stream
 from hope.memory.segments import since_start
 from hope.mixers.attention import AttentionOptions, CausalAttention
 from hope.model import Hope
@@ -134,6 +134,13 @@ def attention():
 def layer(**options):
   options = {'chunk_size': 8, 'projection_chunk_size': 4} | options
   return titans(dtype=jnp.float64, **options)
+
+
+@pytest.mark.parametrize('starts', [None, np.eye(2, 3, dtype=bool)])
+def test_places_are_int32_in_double_precision_too(starts, x64):
+  """As the states that hold them are: a scan over layers refuses others."""
+  place = segments.positions(jnp.zeros(2, jnp.int32), 3, starts)
+  assert place.dtype == jnp.int32
 
 
 # (module, alignment)

@@ -21,7 +21,7 @@ def since_start(starts: jax.Array, position: jax.Array | int) -> jax.Array:
   Returns:
     int32 [b, t].
   """
-  place = jnp.arange(starts.shape[1])
+  place = jnp.arange(starts.shape[1], dtype=jnp.int32)
   before = -jnp.broadcast_to(position, starts.shape[:1])[:, None]
   return place - lax.cummax(jnp.where(starts, place, before), axis=1)
 
@@ -41,5 +41,5 @@ def positions(
     int32 [t] or [b, t].
   """
   if starts is None:
-    return position[..., None] + jnp.arange(t)
+    return position[..., None] + jnp.arange(t, dtype=jnp.int32)
   return since_start(starts, position)

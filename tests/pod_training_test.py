@@ -39,8 +39,8 @@ pipeline.BatchIterator.__next__ = slowly
 index = os.environ.get('WORKER_INDEX')
 address = f'--distributed=127.0.0.1:{PORT},4,{index}'
 sys.argv = [address if x == '--distributed=auto' else x for x in sys.argv]
-from hope import command_line, main
-command_line.run(main.main, main.define_flags)
+from hope.commands import train
+train.start()
 """
 ENVIRONMENT = {
   'JAX_PLATFORMS': 'cpu',

@@ -198,7 +198,7 @@ def train(config, data) -> Run:
     results=results | inner.means(),
     losses=[float(f'{np.mean(piece):.5g}') for piece in pieces],
     tokens_per_second=tokens / statistics.median(times),
-    parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+    parameters=parameters(config),
     pattern=config.model.pattern,
   )
 
@@ -208,32 +208,44 @@ class Runs:
 
   def __init__(self, path: pathlib.Path, task: str, steps: int):
     self.path, self.task, self.steps = path, task, steps
+    self.patterns: dict[str, str] = {}
     content = json.loads(path.read_text()) if path.exists() else {}
     self.kept = {name: Run(**run) for name, run in content.items()}
 
   def get(self, setting: str, rate: float, seed: int) -> Run:
     """A run, trained if it is not there yet."""
     name = f'{setting} | {rate:g} | {seed}'
-    config = task_config(self.task, seed, self.steps)
-    config.optimizer.learning_rate = rate
-    data = data_lib.open_data(config)
-    first = next(iter(SETTINGS))
-    like = None
-    if setting != first:
-      like = parameters(with_setting(config, first, data.vocab_size, None))
-    resolved = with_setting(config, setting, data.vocab_size, like)
+    pattern = self._pattern(setting)
     if name in self.kept:
-      if self.kept[name].pattern != resolved.model.pattern:
+      if self.kept[name].pattern != pattern:
         raise ValueError(
           f'{self.path} holds {name!r} with another model.pattern: '
           f'{self.kept[name].pattern}. Choose another --workdir.'
         )
       return self.kept[name]
-    run = self.kept[name] = train(resolved, data)
+    config = task_config(self.task, seed, self.steps)
+    config.optimizer.learning_rate, config.model.pattern = rate, pattern
+    data = data_lib.open_data(config)
+    run = train(resolve(config, data.vocab_size), data)
+    self.kept[name] = run
     text = json.dumps({k: x._asdict() for k, x in self.kept.items()}, indent=1)
     self.path.write_text(text)
     print(name, run.results, f'{run.tokens_per_second:,.0f} tokens/s')
     return run
+
+  def _pattern(self, setting: str) -> str:
+    """The model.pattern of a setting, at the parameters of the first one."""
+    if setting not in self.patterns:
+      config, first = (
+        task_config(self.task, 0, self.steps),
+        next(iter(SETTINGS)),
+      )
+      size, like = data_lib.open_data(config).vocab_size, None
+      if setting != first:
+        like = parameters(with_setting(config, first, size, None))
+      resolved = with_setting(config, setting, size, like)
+      self.patterns[setting] = resolved.model.pattern
+    return self.patterns[setting]
 
 
 def score(results: dict[str, float]) -> float:

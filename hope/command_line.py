@@ -20,7 +20,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from hope import errors, experiment_files, signals
-from hope.fields import Field, nearest, shown
+from hope.fields import Field, flat, nearest, shown
 
 # Fields of earlier versions, and what they are now.
 RENAMED = {
@@ -62,35 +62,19 @@ def _check_overrides(
 
   ml_collections would name only the last part of the field's path.
   """
+  fields = flat(config)
   for word in argv:
     match = re.match(r'--?config\.([\w.]+)', word)
-    if match is None or _has(config, match[1]):
+    if match is None:
       continue
     path = match[1]
-    hint = nearest(path, _paths(config))
+    # A field, or a section with fields.
+    if any(f'{field}.'.startswith(f'{path}.') for field in fields):
+      continue
+    hint = nearest(path, fields)
     if path in RENAMED:
       hint = f' It is now {RENAMED[path]}; see CHANGELOG.md.'
     raise ValueError(f'{path} is not a field of the configuration.{hint}')
-
-
-def _has(config: Any, path: str) -> bool:
-  """Whether a configuration has a field or a section at a path."""
-  for name in path.split('.'):
-    if not isinstance(config, ml_collections.ConfigDict) or name not in config:
-      return False
-    config = config[name]
-  return True
-
-
-def _paths(config: ml_collections.ConfigDict, prefix: str = '') -> list[str]:
-  """The paths of all fields of a configuration."""
-  paths = []
-  for name, value in config.items():
-    if isinstance(value, ml_collections.ConfigDict):
-      paths += _paths(value, f'{prefix}{name}.')
-    else:
-      paths.append(prefix + name)
-  return paths
 
 
 def define_config(values: flags.FlagValues) -> None:

@@ -23,7 +23,16 @@ from hope.data.options import DataOptions, ReadingOptions, TaskOptions
 from hope.data.packing import alignment
 from hope.evaluation.options import EvalsOptions
 from hope.feedforward import FEEDFORWARD
-from hope.fields import SEED, Field, declared, field, listed, nearest, shown
+from hope.fields import (
+  SEED,
+  Field,
+  declared,
+  field,
+  flat,
+  listed,
+  nearest,
+  shown,
+)
 from hope.mixers import MIXERS
 from hope.model import PRESETS, ComputeOptions, ModelOptions
 from hope.optimizer import (
@@ -146,7 +155,7 @@ def menu(config: ml_collections.ConfigDict) -> str:
   Args:
     config: from an experiment file; its values need not be right.
   """
-  values = _flat(config)
+  values = flat(config)
   console = command_line.console()
   with console.capture() as capture:
     for section, options in SECTIONS.items():
@@ -208,7 +217,7 @@ def check_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
     ValueError: for a field that is missing, unknown or has a value that it
       cannot have; one line that names it.
   """
-  given = _flat(config)
+  given = flat(config)
   if missing := sorted(FIELDS.keys() - given.keys()):
     raise ValueError(f'{listed(missing)} missing: {ANOTHER_VERSION}')
   for path in given:
@@ -217,17 +226,6 @@ def check_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
         f'{path} is not a field of the configuration.{nearest(path, FIELDS)}'
       )
   return {path: FIELDS[path].check(path, x) for path, x in given.items()}
-
-
-def _flat(config, prefix: str = '') -> dict[str, Any]:
-  """The values of a configuration by their paths."""
-  found = {}
-  for name, value in config.items():
-    if isinstance(value, ml_collections.ConfigDict):
-      found |= _flat(value, f'{prefix}{name}.')
-    else:
-      found[f'{prefix}{name}'] = value
-  return found
 
 
 def resolve(

@@ -23,6 +23,8 @@ import types
 import typing
 from typing import Any
 
+import ml_collections
+
 # The largest numbers that a step, a size or a parameter can hold: int32 and
 # float32. Texts are no longer than a path may be.
 _LARGEST = {int: 2**31 - 1, float: (2 - 2**-23) * 2.0**127, str: 4096}
@@ -62,6 +64,17 @@ def listed(names: Sequence[str]) -> str:
   """The first names with their verb: 'a is', 'a, b are', 'a, b, ... are'."""
   more = ', ...' if len(names) > 3 else ''
   return f'{", ".join(names[:3])}{more} {"is" if len(names) == 1 else "are"}'
+
+
+def flat(config: ml_collections.ConfigDict, prefix: str = '') -> dict[str, Any]:
+  """The values of a configuration by their paths, which start with `prefix`."""
+  found = {}
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      found |= flat(value, f'{prefix}{name}.')
+    else:
+      found[f'{prefix}{name}'] = value
+  return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,7 +169,8 @@ class InnerLosses(nnx.Intermediate):
   A module with memories that learn has an attribute `measures`, False when it
   is built. Where it is True, a call leaves these as the attribute
   `inner_losses`: each memory's objective at the pair that it learns from each
-  token, at the state at its chunk's start, mean over heads. An array named
+  token, at the state at its chunk's start (of a memory that no chunk freezes:
+  before its token's write), mean over heads. An array named
   'NAME/change' is the relative change of what the memory NAME generates against
   what its initial state would.
   """
@@ -203,6 +204,13 @@ class Divided(NamedTuple):
   name: str
   size: int
   axes: tuple[str, ...]
+
+
+def divided_heads(sizes: Sizes, options: Any) -> list[Divided]:
+  """`Part.divided` of a mixer whose memories are split by their width."""
+  del options
+  head = sizes.width // sizes.num_heads
+  return [Divided('the width of a head', head, ('fsdp',))]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,8 @@ from hope.tasks import TASKS, Example
 _STREAM_LENGTH = 2**48
 # Ids are drawn from tables of all of them.
 _LARGEST_VOCABULARY = 2**24
-# Choice: of so many examples of a task whose streams are disjoint, one is held
-# out, as 2,000 of the 12,000 strings of the formal languages' data are.
+# Choice: of a task whose streams are disjoint, one in 6 examples is held out,
+# like 2,000 of the 12,000 strings of the formal languages' data.
 _DIVISOR = 6
 
 

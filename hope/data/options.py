@@ -66,13 +66,15 @@ class TaskOptions:
   )
   min_length: int = field(
     2,
-    'Shortest string of a formal language; of anbn and anbncn the least n.',
+    'Shortest string of a formal language, s3 or s5; of anbn and anbncn the '
+    'least n.',
     minimum=1,
     maximum=2**20,
   )
   max_length: int = field(
     50,
-    'Longest string of a formal language; of anbn and anbncn the largest n.',
+    'Longest string of a formal language, s3 or s5; of anbn and anbncn the '
+    'largest n.',
     minimum=1,
     maximum=2**20,
   )

@@ -61,6 +61,22 @@ def check_kernel(kernel: str, chunk: int) -> None:
     )
 
 
+def check_whole(kernel: str, seq_len: int, chunk: int) -> None:
+  """Raises ValueError if a kernel cannot run sequences of this length.
+
+  Args:
+    kernel: one of KERNELS.
+    seq_len: tokens of a training sequence.
+    chunk: tokens of the longest chunk.
+  """
+  if kernel == 'pallas' and seq_len % chunk:
+    raise ValueError(
+      f"compute.kernel='pallas' runs whole chunks: data.seq_len={seq_len} is "
+      f'not a multiple of {chunk}; try {-(-seq_len // chunk) * chunk}, or '
+      "kernel='xla'."
+    )
+
+
 class _Marks(NamedTuple):
   """The events of each block, in rows that hold several documents.
 
@@ -240,14 +256,14 @@ def run(
 
 
 def _scan(step: Callable, carry: Any, xs: Any, group: int) -> tuple[Any, Any]:
-  """`lax.scan` whose backward pass computes each step anew, but for its solve.
+  """`lax.scan` whose backward pass computes each step again, except its solve.
 
   Args:
     step: of the scan.
     carry: at first.
     xs: tree of [count, ...].
     group: steps between the carries that are saved. Where it is not 1, the
-      carries between them are computed anew as well.
+      carries between them are computed again as well.
   """
   save = jax.checkpoint_policies.save_only_these_names('solve')
   step = jax.checkpoint(step, policy=save)

@@ -41,12 +41,12 @@ from hope.parallel import placement
 from hope.parts import (
   BY_HEAD,
   ONE_PROJECTION,
-  Divided,
   InnerLosses,
   Leaf,
   Level,
   Part,
   Sizes,
+  divided_heads,
   per_token,
 )
 
@@ -326,18 +326,7 @@ def _check(sizes: Sizes, options: DeltaOptions) -> None:
       f'model.width={sizes.width} / model.num_heads={sizes.num_heads} must be '
       "even, for the rotation of positions of model.delta.rule='retnet'."
     )
-  if sizes.kernel == 'pallas' and sizes.seq_len % options.chunk_size:
-    raise ValueError(
-      f"compute.kernel='pallas' runs whole chunks: data.seq_len="
-      f'{sizes.seq_len} is not a multiple of model.delta.chunk_size='
-      f"{options.chunk_size}; try another one, or compute.kernel='xla'."
-    )
-
-
-def _divided(sizes: Sizes, options: DeltaOptions) -> list[Divided]:
-  del options
-  head = sizes.width // sizes.num_heads
-  return [Divided('the width of a head', head, ('fsdp',))]
+  stream.check_whole(sizes.kernel, sizes.seq_len, options.chunk_size)
 
 
 def metrics(state: DeltaState) -> dict[str, jax.Array]:
@@ -360,7 +349,7 @@ PART = Part(
   parameters=_parameters,
   levels=_levels,
   check=_check,
-  divided=_divided,
+  divided=divided_heads,
   chunks=_chunks,
   metrics=metrics,
   hidden_multiple=17 / 16,

@@ -14,11 +14,11 @@ from hope.mixers.titans_options import PAPER, TitansOptions
 from hope.parts import (
   BY_HEAD,
   ONE_PROJECTION,
-  Divided,
   Leaf,
   Level,
   Part,
   Sizes,
+  divided_heads,
   inner_objective,
   per_token,
 )
@@ -150,19 +150,7 @@ def _check(sizes: Sizes, options: TitansOptions) -> None:
   prefixes = ('titans.', 'titans.projection_')
   for how, prefix in zip(options.learning(), prefixes, strict=False):
     how.check(prefix)
-  if sizes.kernel == 'pallas' and sizes.seq_len % large:
-    raise ValueError(
-      f"compute.kernel='pallas' runs whole chunks: data.seq_len="
-      f'{sizes.seq_len} is not a multiple of {large}; try '
-      f"{-(-sizes.seq_len // large) * large}, or kernel='xla'."
-    )
-
-
-def _divided(sizes: Sizes, options: TitansOptions) -> list[Divided]:
-  del options
-  return [
-    Divided('the width of a head', sizes.width // sizes.num_heads, ('fsdp',))
-  ]
+  stream.check_whole(sizes.kernel, sizes.seq_len, large)
 
 
 def _chunks(options: TitansOptions) -> list[int]:
@@ -210,7 +198,7 @@ PART = Part(
   parameters=_parameters,
   levels=_levels,
   check=_check,
-  divided=_divided,
+  divided=divided_heads,
   chunks=_chunks,
   metrics=metrics,
   settings={'paper': PAPER},

@@ -9,7 +9,7 @@ several, each setting is trained at all of them on a seed that is not reported,
 and its best one trains --seeds seeds. All settings have the same parameters as
 the first, within 1%: the width of their feed-forward is chosen so.
 WORKDIR/TASK-STEPS.json keeps every run, and the same command goes on where it
-was.
+was; TASK-STEPS.png shows those of the table.
 """
 
 import json
@@ -21,6 +21,10 @@ from typing import Any, NamedTuple
 from absl import flags
 from flax import nnx
 import jax
+import matplotlib
+
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
 import numpy as np
 import rich.console
 import rich.table
@@ -283,9 +287,11 @@ def main(options: flags.FlagValues) -> None:
   table = rich.table.Table(title=f'{options.task}: mean of the seeds (each)')
   for column in ('setting', 'rate', 'result', 'tokens/s', 'parameters'):
     table.add_column(column)
+  rows = {}
   for setting in options.settings or list(SETTINGS):
     rate = best_rate(runs, setting, rates)
     found = [runs.get(setting, rate, seed) for seed in range(options.seeds)]
+    rows[setting] = found
     table.add_row(
       setting,
       f'{rate:g}',
@@ -294,14 +300,52 @@ def main(options: flags.FlagValues) -> None:
       f'{found[0].parameters:,}',
     )
   rich.console.Console(width=120).print(table)
+  draw(rows, options.task, runs.path.with_suffix('.png'))
+
+
+def draw(rows: dict[str, list[Run]], task: str, file: pathlib.Path) -> None:
+  """Draws the result of every seed, and the mean loss while training."""
+  kind = _kind(next(iter(rows.values()))[0].results)
+  height = 1.5 + 0.3 * len(rows)
+  figure, (left, right) = plt.subplots(
+    1, 2, figsize=(11, height), layout='constrained'
+  )
+  for place, (name, found) in enumerate(rows.items()):
+    results = [run.results[kind] for run in found]
+    (line,) = left.plot(results, [place] * len(found), 'o', alpha=0.5)
+    left.plot(statistics.mean(results), place, '|', color='black', ms=14)
+    losses = np.mean([run.losses for run in found], axis=0)
+    share = (np.arange(len(losses)) + 0.5) / len(losses)
+    right.plot(share, losses, color=line.get_color(), label=name)
+  left.set(
+    xlabel=f'{kind.replace("_", " ")}, held out; bars: means of the seeds',
+    yticks=range(len(rows)),
+    yticklabels=list(rows),
+    title=task,
+  )
+  left.invert_yaxis()
+  left.grid(axis='x', alpha=0.3)
+  right.set(
+    xlabel='part of the training',
+    ylabel='training loss (nats per token)',
+    yscale='log',
+  )
+  right.legend(fontsize=7, frameon=False)
+  figure.savefig(file, dpi=100)
+  plt.close(figure)
+
+
+def _kind(results: dict[str, float]) -> str:
+  """The result that is shown."""
+  for kind in ('bits_per_byte', 'exact_match'):
+    if kind in results:
+      return kind
+  return 'accuracy'
 
 
 def _shown(results: list[dict[str, float]]) -> str:
   """The results that count, mean and each."""
-  kind = 'bits_per_byte' if 'bits_per_byte' in results[0] else 'accuracy'
-  if 'exact_match' in results[0]:
-    kind = 'exact_match'
-  lines = []
+  kind, lines = _kind(results[0]), []
   for name in [x for x in results[0] if x.partition('/')[0] == kind]:
     found = [x[name] for x in results]
     each = ' '.join(f'{x:.3f}' for x in found)

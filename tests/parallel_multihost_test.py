@@ -68,7 +68,6 @@ def home(tmp_path_factory):
     f'  config.train.steps, config.log.every = {STEPS}, 1\n'
     '  config.evals.every, config.evals.batches = 100, 1\n'
     f'  config.checkpoint.every = {EVERY}\n'
-    '  config.processes.watchdog = 15\n'
     '  return config\n'
   )
   return folder
@@ -217,7 +216,8 @@ def test_one_is_killed_while_all_save(home, undisturbed, tmp_path, index):
 def test_a_process_that_is_stuck_ends_by_its_watchdog(
   home, undisturbed, tmp_path
 ):
-  gang = Gang(home, tmp_path / 'run', 2, 1, faults=[(1, 'sleep:9:0.3')])
+  flags = ['--config.processes.watchdog=15']
+  gang = Gang(home, tmp_path / 'run', 2, 1, flags, [(1, 'sleep:9:0.3')])
   codes, outputs, _ = gang.wait()
   assert multihost.STUCK in codes, outputs
   stuck = outputs[codes.index(multihost.STUCK)]
@@ -230,8 +230,7 @@ def test_a_process_that_is_stuck_ends_by_its_watchdog(
 def test_a_process_that_stops_for_a_while_is_waited_for(
   home, undisturbed, tmp_path
 ):
-  flags = ['--config.processes.watchdog=60']
-  gang = Gang(home, tmp_path / 'run', 2, 1, flags, [(1, 'SIGSTOP:9:0.3')])
+  gang = Gang(home, tmp_path / 'run', 2, 1, faults=[(1, 'SIGSTOP:9:0.3')])
   slow = gang.processes[1]
   while (
     'T' not in pathlib.Path(f'/proc/{slow.pid}/stat').read_text().split()[2]

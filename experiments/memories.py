@@ -56,6 +56,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
   'linear-negative': ('titans', _LINEAR | _NEGATIVE),
   'delta': ('titans', _DELTA),
   'delta-static': ('titans', _DELTA | _STATIC),
+  'delta-static-self': ('titans', _DELTA | _STATIC | {'target': 'self'}),
+  'delta-static-mixed': ('titans', _DELTA | _STATIC | {'target': 'mixed'}),
   'delta-self': ('titans', _DELTA | {'target': 'self'}),
   'delta-mixed': ('titans', _DELTA | {'target': 'mixed'}),
   'delta-momentum': ('titans', _DELTA | {'momentum': True}),
@@ -112,8 +114,9 @@ def task_config(name: str, seed: int, steps: int):
   """
   if name == 'text':
     config = text_memory.get_config(f'seed={seed},steps=200')
-    config.model.titans.chunk_size = 64
-    config.model.titans.projection_chunk_size = 64
+    model = config.model
+    model.num_layers, model.width, model.num_heads = 2, 128, 2
+    model.titans.chunk_size = model.titans.projection_chunk_size = 64
   elif name == 'main':
     config = smoke.get_config()
     config.unlock()
@@ -130,6 +133,11 @@ def task_config(name: str, seed: int, steps: int):
     config.data.source, config.data.batch_size = f'synthetic:{name}', 16
     config.data.seq_len, config.data.task.vocab_size = 128, 64
     config.train.steps = 1000
+    if name == 'aliases':  # a name may stand for one of a few tokens before
+      config.data.seq_len, config.data.task.num_pairs = 32, 4
+      config.data.batch_size, config.model.width = 32, 32
+      titans = config.model.titans
+      titans.chunk_size = titans.projection_chunk_size = 1
   elif name in ('s3', 's5'):
     config = formal_languages.get_config(f'seed={seed}')
     config.data.source, config.data.task.max_length = f'synthetic:{name}', 32

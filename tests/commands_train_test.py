@@ -207,7 +207,9 @@ def test_sigterm_after_the_last_step_does_not_wait_for_results(home):
   done = subprocess.run(
     [
       *(sys.executable, '-c', TOLD_LATE, f'--config={home}/tiny.py'),
-      *(f'--workdir={workdir}', '--config.train.steps=3'),
+      f'--workdir={workdir}',
+      '--config.train.steps=3',
+      '--config.optimizer.warmup_steps=1',
     ],
     cwd=ROOT,
     env=cpu_devices(2),

@@ -2,8 +2,9 @@
 
 First `num_pairs` facts `key value`; then as many statements `= new old`, by
 which a new name stands for what an old one, a key or an earlier new name,
-stands for; then the queries `? name`, one for each new name in random order,
-whose answer is the value. A name is thus followed over several steps.
+stands for; then the queries `? name`, one for each key and each new name in
+random order, whose answer is the value. A name is thus followed over several
+steps.
 
 Options: `vocab_size` tokens, of which the upper half are values, and
 `num_pairs`.
@@ -31,7 +32,7 @@ def sequence(
     keys: distinct names, [k].
     values: of the keys, [k].
     aliases: (new, old) in order; an old name is a key or an earlier new one.
-    queries: names that are asked for, [k].
+    queries: names that are asked for, [2 k].
     seq_len: tokens; what is behind the queries is 0.
   """
   means = dict(zip(keys.tolist(), values.tolist(), strict=True))
@@ -67,12 +68,12 @@ def generate(
     (int(new), int(names[rng.integers(pairs + j)]))
     for j, new in enumerate(news)
   ]
-  return sequence(keys, values, aliases, rng.permutation(news), seq_len)
+  return sequence(keys, values, aliases, rng.permutation(names), seq_len)
 
 
 def _least(options: ml_collections.ConfigDict) -> Least:
   pairs = options.num_pairs
-  return Least(vocab_size=4 * pairs + 2 * _FIRST, seq_len=7 * pairs)
+  return Least(vocab_size=4 * pairs + 2 * _FIRST, seq_len=9 * pairs)
 
 
 TASK = Task(generate=generate, least=_least)

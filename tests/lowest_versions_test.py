@@ -53,7 +53,11 @@ def test_the_lowest_versions_train_and_go_on(tmp_path):
         *(f'--workdir={tmp_path}/run', f'--config.train.steps={steps}'),
       ],
       cwd=ROOT,
-      env=cpu_devices(1, tmp_path / 'cache') | {'PYTHONPATH': str(ROOT)},
+      env=cpu_devices(1)
+      | {
+        'PYTHONPATH': str(ROOT),
+        'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
+      },
       capture_output=True,
       text=True,
     )

@@ -135,6 +135,7 @@ def task_config(name: str, seed: int, steps: int):
     config.train.steps = 1000
     if name == 'aliases':  # a name may stand for one of a few tokens before
       config.data.seq_len, config.data.task.num_pairs = 36, 4
+      config.data.task.vocab_size = 24
       config.data.batch_size, config.model.width = 32, 32
       titans = config.model.titans
       titans.chunk_size = titans.projection_chunk_size = 1

@@ -5,7 +5,8 @@ XDG_CACHE_HOME is not set. jax's own settings hold: JAX_COMPILATION_CACHE_DIR
 names another folder, JAX_ENABLE_COMPILATION_CACHE=false switches the cache off,
 and JAX_COMPILATION_CACHE_MAX_SIZE bounds it, in bytes (-1: no bound). A folder
 in a bucket (gs://...) is used as jax does, without the guarantees below. Of
-several processes, the first one writes (jax's rule) and all read.
+several processes, the first one writes (jax's rule) and all read; several
+processes on CPUs keep nothing (`leave_if_processes_differ`).
 
 An entry's name is jax's: a hash of the program, of the versions of jax and its
 compiler, of all options, and of the devices with the CPU's features, so that
@@ -167,6 +168,17 @@ def use() -> None:
     return
   config.update('jax_compilation_cache_dir', path)
   _jax_cache.get_file_cache = _open
+
+
+def leave_if_processes_differ() -> None:
+  """Keeps nothing where several processes are one run on CPUs.
+
+  There a program has a name of its own in each process, so that the first one,
+  which alone writes, would read what the others have to compile. It would wait
+  for them in the first collective, and gloo gives up after 30 seconds.
+  """
+  if jax.process_count() > 1 and jax.default_backend() == 'cpu':
+    jax.config.update('jax_enable_compilation_cache', False)
 
 
 def _open(path: str) -> Any:

@@ -20,7 +20,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from hope import errors, signals
+from hope import compilation_cache, errors, signals
 from hope.fields import field
 
 # Exit codes of a process; launchers start again after the last three.
@@ -192,6 +192,7 @@ def start(distributed: str, seconds: float = 300) -> None:
       '--distributed=auto found no cluster of several processes here '
       f'({error}); use --distributed=off, or HOST:PORT,COUNT,ID.'
     ) from None
+  compilation_cache.leave_if_processes_differ()
 
 
 def is_leader() -> bool:

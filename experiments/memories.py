@@ -44,6 +44,7 @@ _FROZEN = {'objective': 'l2', 'momentum': True, 'target': 'self'}
 _DELTA = {'objective': 'delta', 'momentum': False, 'target': 'slow'}
 _LINEAR = _DELTA | _STATIC | {'hidden_multiple': 0}
 _NEGATIVE = {'step': 'relative', 'eta_max': 2.0}
+_GATE = {'output_gate': True}
 # Mixer and options by the name of a setting.
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
   # All gradients frozen over a chunk, momentum, self-generated targets.
@@ -52,6 +53,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
   # Published, with its output gate; and what is nearest to it in Titans.
   'gated_deltanet': ('delta', {'rule': 'gated_deltanet'}),
   'linear-dot': ('titans', _LINEAR | {'objective': 'dot'}),
+  'linear-dot-gate': ('titans', _LINEAR | _GATE | {'objective': 'dot'}),
   'linear-delta': ('titans', _LINEAR | {'step': 'relative'}),
   'linear-negative': ('titans', _LINEAR | _NEGATIVE),
   'delta': ('titans', _DELTA),
@@ -62,7 +64,10 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
   'delta-mixed': ('titans', _DELTA | {'target': 'mixed'}),
   'delta-momentum': ('titans', _DELTA | {'momentum': True}),
   'delta-after': ('titans', _DELTA | {'read': 'after'}),
-  'delta-gate': ('titans', _DELTA | {'output_gate': True}),
+  'delta-gate': ('titans', _DELTA | _GATE),
+  'delta-gate-static': ('titans', _DELTA | _GATE | _STATIC),
+  'delta-gate-after': ('titans', _DELTA | _GATE | {'read': 'after'}),
+  'frozen-gate': ('titans', _FROZEN | _GATE),
   'delta-relative': ('titans', _DELTA | {'step': 'relative'}),
   'delta-negative': ('titans', _DELTA | _NEGATIVE),
   'delta-negative-static': ('titans', _DELTA | _NEGATIVE | _STATIC),

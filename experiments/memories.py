@@ -66,6 +66,18 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
   'delta-after': ('titans', _DELTA | {'read': 'after'}),
   'delta-gate': ('titans', _DELTA | _GATE),
   'delta-gate-static': ('titans', _DELTA | _GATE | _STATIC),
+  'delta-gate-static-after': (
+    'titans',
+    _DELTA | _GATE | _STATIC | {'read': 'after'},
+  ),
+  'delta-gate-static-relative': (
+    'titans',
+    _DELTA | _GATE | _STATIC | {'step': 'relative'},
+  ),
+  'delta-gate-static-16': (
+    'titans',
+    _DELTA | _GATE | _STATIC | {'chunk_size': 16, 'projection_chunk_size': 16},
+  ),
   'delta-gate-after': ('titans', _DELTA | _GATE | {'read': 'after'}),
   'frozen-gate': ('titans', _FROZEN | _GATE),
   'delta-relative': ('titans', _DELTA | {'step': 'relative'}),

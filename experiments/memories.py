@@ -167,6 +167,7 @@ def task_config(name: str, seed: int, steps: int):
     raise ValueError(f'--task={name} is none of {", ".join(names)}.')
   if steps:
     config.train.steps = steps
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, steps)
   return config
 
 

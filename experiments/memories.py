@@ -45,6 +45,10 @@ _DELTA = {'objective': 'delta', 'momentum': False, 'target': 'slow'}
 _LINEAR = _DELTA | _STATIC | {'hidden_multiple': 0}
 _NEGATIVE = {'step': 'relative', 'eta_max': 2.0}
 _GATE = {'output_gate': True}
+TASKS = (
+  *('text', 'main', 'recall-8', 'recall-16', 'remapping', 'aliases'),
+  *('s3', 's5', *LANGUAGES),
+)
 # Mixer and options by the name of a setting.
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
   # All gradients frozen over a chunk, momentum, self-generated targets.
@@ -162,9 +166,7 @@ def task_config(name: str, seed: int, steps: int):
     config.data.seq_len, config.data.task.vocab_size = 32, 121
     config.evals.longer = (64,)
   else:
-    names = 'text, main, recall-8, recall-16, remapping, aliases, s3, s5'
-    names = names, *LANGUAGES
-    raise ValueError(f'--task={name} is none of {", ".join(names)}.')
+    raise ValueError(f'--task={name} is none of {", ".join(TASKS)}.')
   if steps:
     config.train.steps = steps
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, steps)
@@ -267,11 +269,9 @@ class Runs:
   def _pattern(self, setting: str) -> str:
     """The model.pattern of a setting, at the parameters of the first one."""
     if setting not in self.patterns:
-      config, first = (
-        task_config(self.task, 0, self.steps),
-        next(iter(SETTINGS)),
-      )
-      size, like = data_lib.open_data(config).vocab_size, None
+      config = task_config(self.task, 0, self.steps)
+      size = data_lib.open_data(config).vocab_size
+      first, like = next(iter(SETTINGS)), None
       if setting != first:
         like = parameters(with_setting(config, first, size, None))
       resolved = with_setting(config, setting, size, like)

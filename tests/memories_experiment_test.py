@@ -8,15 +8,9 @@ from conftest import ROOT, cpu_devices
 import pytest
 
 from experiments import memories
-from hope.tasks.formal_languages import LANGUAGES
-
-TASKS = (
-  *('text', 'main', 'recall-8', 'recall-16', 'remapping', 'aliases'),
-  *('s3', 's5', *LANGUAGES),
-)
 
 
-@pytest.mark.parametrize('task', TASKS)
+@pytest.mark.parametrize('task', memories.TASKS)
 def test_every_task_has_a_configuration(task):
   config = memories.task_config(task, 3, 7)
   assert (config.seed, config.train.steps) == (3, 7)

@@ -40,8 +40,9 @@ from hope.tasks.formal_languages import LANGUAGES
 from hope.training import step as step_lib
 
 _STATIC = {'self_modifying': False}
-_FROZEN = {'objective': 'l2', 'momentum': True, 'target': 'self'}
-_DELTA = {'objective': 'delta', 'momentum': False, 'target': 'slow'}
+_PLAIN = {'output_gate': False}
+_FROZEN = _PLAIN | {'objective': 'l2', 'momentum': True, 'target': 'self'}
+_DELTA = _PLAIN | {'objective': 'delta', 'momentum': False, 'target': 'slow'}
 _LINEAR = _DELTA | _STATIC | {'hidden_multiple': 0}
 _NEGATIVE = {'step': 'relative', 'eta_max': 2.0}
 _GATE = {'output_gate': True}
@@ -87,11 +88,28 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
   'delta-relative': ('titans', _DELTA | {'step': 'relative'}),
   'delta-negative': ('titans', _DELTA | _NEGATIVE),
   'delta-negative-static': ('titans', _DELTA | _NEGATIVE | _STATIC),
+  'delta-gate-negative': ('titans', _DELTA | _GATE | _NEGATIVE),
+  'delta-gate-negative-static': (
+    'titans',
+    _DELTA | _GATE | _NEGATIVE | _STATIC,
+  ),
+  'linear-gate-negative': ('titans', _LINEAR | _GATE | _NEGATIVE),
   # What the memories that generate learn, and how fast.
   'delta-slow-projections': ('titans', _DELTA | {'projection_target': 'slow'}),
   'delta-fast-projections': ('titans', _DELTA | {'projection_rate': 0.73}),
   'delta-l2-projections': ('titans', _DELTA | {'projection_objective': 'l2'}),
   'delta-q': ('titans', _DELTA | {'q_memory': True}),
+  'delta-gate-q': ('titans', _DELTA | _GATE | {'q_memory': True}),
+  'delta-gate-self': ('titans', _DELTA | _GATE | {'target': 'self'}),
+  'delta-gate-static-self': (
+    'titans',
+    _DELTA | _GATE | _STATIC | {'target': 'self'},
+  ),
+  'delta-gate-mixed': ('titans', _DELTA | _GATE | {'target': 'mixed'}),
+  'delta-gate-static-mixed': (
+    'titans',
+    _DELTA | _GATE | _STATIC | {'target': 'mixed'},
+  ),
   'delta-q-fast': (
     'titans',
     _DELTA | {'q_memory': True, 'projection_rate': 0.73},

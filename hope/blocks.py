@@ -101,7 +101,7 @@ def _block(config: Config, text: str, tree: ast.expr) -> BlockSpec:
   mixer = _chosen(config, text, tree.left, MIXERS)
   feedforward = _chosen(config, text, tree.right, FEEDFORWARD)
   of_block = dataclasses.replace(
-    sizes(config), hidden_multiple=mixer.part.hidden_multiple
+    sizes(config), hidden_multiple=mixer.part.hidden_multiple(mixer.options)
   )
   return BlockSpec(of_block, mixer, feedforward)
 

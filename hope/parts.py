@@ -232,8 +232,9 @@ class Part:
     metrics: state -> what a run logs: arrays [layers] by name.
     settings: options by the name of a setting, which a pattern may say first
       in the parentheses after the part's name, as in 'titans(paper)+cms'.
-    hidden_multiple: of a mixer: `Sizes.hidden_multiple` of the feed-forward
-      beside it.
+    hidden_multiple: of a mixer: options -> `Sizes.hidden_multiple` of the
+      feed-forward beside it, with which blocks have about 12.5 width^2
+      parameters.
   """
 
   options: type
@@ -248,7 +249,7 @@ class Part:
   settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict, compare=False
   )
-  hidden_multiple: float = 1.0
+  hidden_multiple: Callable[[Any], float] = lambda options: 1.0
 
 
 def find(table: Sequence[Leaf], path: str) -> Leaf:

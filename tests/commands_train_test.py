@@ -264,7 +264,6 @@ def test_metrics_name_every_memory(finished):
   for name in ('k', 'v', 'eta', 'alpha', 'memory'):
     for layer in range(2):
       assert record[f'{name}/state_norm/layer_{layer}'] > 0
-      assert record[f'{name}/write_norm/layer_{layer}'] > 0
 
 
 def test_inner_losses_are_kept_by_layer_and_position(finished):

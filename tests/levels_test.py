@@ -60,10 +60,10 @@ def test_counts_by_hand():
   layers, d, heads = 4, 128, 2
   each = d // heads
   assert counts['embedding (and output)'] == 257 * d
-  assert counts['projections'] == layers * (3 + 1) * d * d
+  assert counts['projections'] == layers * (3 + 1 + 1) * d * d
   assert counts['initial state of memory'] == layers * heads * 2 * each * each
   assert counts['convolution'] == layers * 4 * 3 * d
-  assert counts['CMS level 3'] == layers * (2 * d * d + d)
+  assert counts['CMS level 3'] == layers * (2 * d * (d * 7 // 8) + d)
 
 
 def test_fastest_first():

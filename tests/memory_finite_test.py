@@ -23,6 +23,9 @@ def in_context():
 
 LAYERS = {
   'titans': lambda: titans(chunk_size=16, projection_chunk_size=8),
+  'l2': lambda: titans(
+    chunk_size=8, projection_chunk_size=16, objective='l2', target='self'
+  ),
   'no momentum': lambda: titans(
     chunk_size=8, projection_chunk_size=16, momentum=False, anchor='zero'
   ),

@@ -126,12 +126,17 @@ def assert_forms_agree(x, bar, **options):
 
 CASES = {
   'default': {},
-  'linear': {'hidden_multiple': 0, 'momentum': False, 'erase': False},
-  'zero': {'anchor': 'zero', 'momentum': False},
+  'linear': {
+    'objective': 'l2',
+    'hidden_multiple': 0,
+    'momentum': False,
+    'erase': False,
+  },
+  'l2': {'objective': 'l2', 'target': 'self'},
+  'zero': {'objective': 'l2', 'anchor': 'zero', 'momentum': False},
   'dot': {'objective': 'dot', 'erase': False, 'eta_max': 0.05},
   'chunk_read': {'read': 'chunk', 'target': 'slow', 'hidden_multiple': 2},
   'q_memory': {'q_memory': True, 'target_max': None, 'error_max': None},
-  'delta': {'objective': 'delta', 'momentum': False, 'target': 'slow'},
   'delta_trace': {
     'objective': 'delta',
     'step': 'relative',
@@ -141,7 +146,7 @@ CASES = {
   },
   'static': {'self_modifying': False, 'mix': 'none', 'retention': False},
 }
-QUICK = ('default', 'delta')
+QUICK = ('default', 'l2')
 
 
 def cases():

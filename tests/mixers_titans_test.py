@@ -154,10 +154,16 @@ def final_kernels(layer, state):
 
 ORACLE_CASES = {
   'initial': {},
+  'l2': {'objective': 'l2', 'target': 'self'},
   'letter': {'target_max': None, 'error_max': None},
   'bounded': {'target_max': 0.3, 'error_max': 0.2},
   'zero': {'anchor': 'zero'},
-  'plain': {'momentum': False, 'erase': False, 'retention': False},
+  'plain': {
+    'objective': 'l2',
+    'momentum': False,
+    'erase': False,
+    'retention': False,
+  },
   'paper': PAPER,
   'q_memory': {'q_memory': True, 'momentum': False, 'anchor': 'zero'},
   'dot': {'objective': 'dot', 'eta_max': 0.05},
@@ -168,7 +174,6 @@ ORACLE_CASES = {
     'erase': False,
   },
   'mix_none': {'mix': 'none', 'hidden_multiple': 2, 'retention': False},
-  'delta': {'objective': 'delta', 'momentum': False, 'target': 'slow'},
   'delta_zero': {
     'objective': 'delta',
     'momentum': True,
@@ -268,6 +273,7 @@ def test_a_frozen_chunk_agrees_where_nothing_was_frozen(x64):
         dtype=jnp.float64,
         chunk_size=chunk,
         projection_chunk_size=chunk,
+        objective='l2',
         eta_max=0.3,
         **kw,
       )

@@ -108,7 +108,9 @@ def test_presets_give_the_sizes_left_at_none():
   model = config_lib.resolve(config, 300).model
   assert (model.num_layers, model.width, model.num_heads) == (3, 1536, 16)
   assert model.vocab_size == 300
-  assert hidden(model) == 1536
+  assert hidden(model) == 1536 * 7 // 8  # the rest are the gate's
+  config.model.titans.output_gate = False
+  assert hidden(config_lib.resolve(config, 300).model) == 1536
   config.model.pattern = 'attention+cms'
   assert hidden(config_lib.resolve(config, 300).model) == 1536 * 17 // 16
   # The caller's configuration is left as it was.
@@ -227,7 +229,7 @@ ERRORS = [
     r"titans\.objective='delta' needs titans\.erase=True",
   ),
   (
-    {'model.titans.step': 'relative'},
+    {'model.titans.step': 'relative', 'model.titans.objective': 'l2'},
     r"titans\.step='relative' needs .* objective='delta', not 'l2'",
   ),
   (

@@ -49,14 +49,14 @@ CASES = {
   'titans static': mixer(
     'titans', self_modifying=False, momentum=False, mix='none', **_CHUNKS
   ),
-  'titans delta': mixer(
+  'titans l2': mixer('titans', objective='l2', target='self', **_CHUNKS),
+  'titans after': mixer(
     'titans',
-    objective='delta',
     target='mixed',
     projection_target='slow',
     projection_momentum=False,
     read='after',
-    output_gate=True,
+    output_gate=False,
     **_CHUNKS,
   ),
   'titans paper': mixer('titans', **MIXERS['titans'].settings['paper']),
@@ -231,6 +231,7 @@ def test_metrics_are_of_stacked_layers(name):
   for label, values in case.part.metrics(stacked).items():
     assert values.shape == (3,), label
     assert np.isfinite(values).all() and (values >= 0).all(), label
+    assert 'write_norm' not in label or (values > 0).all(), label
     np.testing.assert_array_equal(values[0], values[2])
 
 

@@ -64,7 +64,7 @@ def linear(**fields):
 def by_hand(c, *, momentum=False, erase=False):
   """Multiply-adds per token of `linear`, by the chunk form's equations."""
   d, heads = 8, 2
-  slow = 4 * 16 * 16
+  slow = 5 * 16 * 16  # q, k, v, gate, output
   made = 2 * d * d + 2 * d  # k, v; eta, alpha
   learned = d * d  # U^T R
   read = c * d + d * d + c * d  # Q U^T, Q K, masked E
@@ -124,6 +124,8 @@ def test_every_part_costs(read, mode):
     'model.pattern': 'titans+cms',
     'model.titans.read': read,
     'model.titans.q_memory': True,
+    'model.titans.objective': 'l2',
+    'model.titans.target': 'self',
     'model.cms.mode': mode,
   }
   cost = flops.flops_per_token(make(**full), 64)
@@ -136,6 +138,7 @@ def test_every_part_costs(read, mode):
     ('hidden_multiple', 0),
     ('mix', 'none'),
     ('objective', 'dot'),
+    ('output_gate', False),
   ):
     config = make(**full | {f'model.titans.{name}': less})
     assert flops.flops_per_token(config, 64) < cost, name

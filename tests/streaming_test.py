@@ -57,12 +57,14 @@ MODULES = {
     read='chunk',
     q_memory=True,
     momentum=False,
+    objective='l2',
+    target='self',
   ),
   'titans_static': functools.partial(
     titans_module, self_modifying=False, mix='none', hidden_multiple=0
   ),
-  'titans_delta': functools.partial(
-    titans_module, objective='delta', target='mixed', read='after'
+  'titans_after': functools.partial(
+    titans_module, momentum=True, target='mixed', read='after'
   ),
   'cms_sequential': functools.partial(cms_module, 'sequential'),
   'cms_independent': functools.partial(cms_module, 'independent'),

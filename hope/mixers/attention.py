@@ -295,5 +295,6 @@ PART = Part(
   levels=_levels,
   check=_check,
   divided=_divided,
-  hidden_multiple=17 / 16,  # in place of the parameters of memories
+  # In place of the parameters of memories.
+  hidden_multiple=lambda options: 17 / 16,
 )

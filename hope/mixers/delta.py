@@ -352,5 +352,5 @@ PART = Part(
   divided=divided_heads,
   chunks=_chunks,
   metrics=metrics,
-  hidden_multiple=17 / 16,
+  hidden_multiple=lambda options: 15 / 16 if options.output_gate else 17 / 16,
 )

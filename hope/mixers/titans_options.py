@@ -35,7 +35,7 @@ class TitansOptions:
     maximum=64,
   )
   objective: str = field(
-    'l2',
+    'delta',
     "What `memory` descends on: 'l2', 'dot', or 'delta': l2 by the delta rule, "
     'whose last layer follows the gradient at its current state.',
     choices=objectives.NAMES,
@@ -46,7 +46,7 @@ class TitansOptions:
     choices=objectives.NAMES,
   )
   target: str = field(
-    'self',
+    'slow',
     "What `memory` learns for a key: 'self', its own value M(v) (Eq. 84); "
     "'slow', v itself; or 'mixed', a learned mixture of both.",
     choices=learning.TARGETS,
@@ -145,7 +145,7 @@ class TitansOptions:
     True, "Whether a head's output is normalised (RMSNorm)."
   )
   output_gate: bool = field(
-    False, "Whether a head's output is multiplied by silu(x W)."
+    True, "Whether a head's output is multiplied by silu(x W)."
   )
   conv_width: int = field(
     4,

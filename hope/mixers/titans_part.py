@@ -202,4 +202,6 @@ PART = Part(
   chunks=_chunks,
   metrics=metrics,
   settings={'paper': PAPER},
+  # A gate has the parameters of an eighth of the feed-forward.
+  hidden_multiple=lambda options: 7 / 8 if options.output_gate else 1.0,
 )

@@ -8,6 +8,7 @@ A setting is a mixer with options, as `model.pattern` says it. Where --rates has
 several, each setting is trained at all of them on a seed that is not reported,
 and its best one trains --seeds seeds. All settings have the same parameters as
 the first, within 1%: the width of their feed-forward is chosen so.
+--speed trains nothing and times the steps of the settings in turn.
 WORKDIR/TASK-STEPS.json keeps every run, and the same command goes on where it
 was; TASK-STEPS.png shows those of the table.
 """
@@ -266,7 +267,7 @@ class Runs:
   def get(self, setting: str, rate: float, seed: int) -> Run:
     """A run, trained if it is not there yet."""
     name = f'{setting} | {rate:g} | {seed}'
-    pattern = self._pattern(setting)
+    pattern = self.pattern(setting)
     if name in self.kept:
       if self.kept[name].pattern != pattern:
         raise ValueError(
@@ -284,7 +285,7 @@ class Runs:
     print(name, run.results, f'{run.tokens_per_second:,.0f} tokens/s')
     return run
 
-  def _pattern(self, setting: str) -> str:
+  def pattern(self, setting: str) -> str:
     """The model.pattern of a setting, at the parameters of the first one."""
     if setting not in self.patterns:
       config = task_config(self.task, 0, self.steps)
@@ -295,6 +296,33 @@ class Runs:
       resolved = with_setting(config, setting, size, like)
       self.patterns[setting] = resolved.model.pattern
     return self.patterns[setting]
+
+
+def speeds(runs: Runs, settings: list[str]) -> dict[str, float]:
+  """Tokens/s of each setting: the median of 12 steps, taken in turn."""
+  steps, times = {}, {setting: [] for setting in settings}
+  for setting in settings:
+    config = task_config(runs.task, 0, runs.steps)
+    data = data_lib.open_data(config)
+    config.model.pattern = runs.pattern(setting)
+    config = resolve(config, data.vocab_size)
+    graph, abstract = step_lib.abstract_state(config, mesh_lib.one_device())
+    state = step_lib.init_state(config, abstract)
+    update = step_lib.train_step(graph, config, abstract)
+    batches = data.train_iterator()
+    state, metrics = update(state, next(batches))
+    jax.block_until_ready(metrics)
+    steps[setting] = (state, update, batches)
+  for _ in range(12):
+    for setting, (state, update, batches) in steps.items():
+      batch, start = next(batches), time.perf_counter()
+      state, metrics = update(state, batch)
+      jax.block_until_ready(metrics)
+      times[setting].append(time.perf_counter() - start)
+      steps[setting] = (state, update, batches)
+  data = task_config(runs.task, 0, runs.steps).data
+  tokens = data.seq_len * data.batch_size
+  return {name: tokens / statistics.median(x) for name, x in times.items()}
 
 
 def score(results: dict[str, float]) -> float:
@@ -328,6 +356,10 @@ def main(options: flags.FlagValues) -> None:
     options.task,
     options.steps,
   )
+  if options.speed:
+    for name, speed in speeds(runs, options.settings or list(SETTINGS)).items():
+      print(f'{name:30} {speed:10,.0f} tokens/s')
+    return
   rates = sorted(map(float, options.rates))
   table = rich.table.Table(title=f'{options.task}: mean of the seeds (each)')
   for column in ('setting', 'rate', 'result', 'tokens/s', 'parameters'):
@@ -416,6 +448,9 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   flags.DEFINE_integer(
     'seeds', 3, 'Runs of each setting.', lower_bound=1, flag_values=values
+  )
+  flags.DEFINE_bool(
+    'speed', False, 'Measure speeds, and nothing else.', flag_values=values
   )
   flags.DEFINE_integer(
     'steps', 0, 'Updates; 0: of the task.', lower_bound=0, flag_values=values

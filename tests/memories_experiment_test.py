@@ -52,3 +52,14 @@ def test_runs_are_kept_and_drawn(tmp_path):
   # The second time all is read.
   assert outputs[0].count('tokens/s') == 7
   assert outputs[1].count('tokens/s') == 1
+  done = subprocess.run(
+    [*command, '--speed'],
+    cwd=ROOT,
+    env=cpu_devices(1),
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  lines = [line.split() for line in done.stdout.splitlines()]
+  assert [line[0] for line in lines] == ['delta-static', 'linear-dot']
+  assert all(line[2] == 'tokens/s' for line in lines)

@@ -4,7 +4,7 @@
   python -m experiments.memories --task=recall-16 --workdir=runs/memories \
     --settings=frozen,delta --rates=3e-3,6e-3
 
-A setting is a mixer with options, as `model.pattern` says it. Where --rates has
+Tasks and settings are in `experiments.memory_settings`. Where --rates has
 several, each setting is trained at all of them on a seed that is not reported,
 and its best one trains --seeds seeds. All settings have the same parameters as
 the first, within 1%: the width of their feed-forward is chosen so.
@@ -17,11 +17,9 @@ import json
 import pathlib
 import statistics
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
-from flax import nnx
-import jax
 import matplotlib
 
 matplotlib.use('agg')
@@ -30,94 +28,18 @@ import numpy as np
 import rich.console
 import rich.table
 
-from experiments import formal_languages, mqar, smoke, text_memory
+from experiments.memory_settings import (
+  SETTINGS,
+  parameters,
+  task_config,
+  with_setting,
+)
 from hope import command_line
 from hope import data as data_lib
 from hope.config import resolve
 from hope.evaluation import heldout
-from hope.model import Hope
 from hope.parallel import mesh as mesh_lib
-from hope.tasks.formal_languages import LANGUAGES
 from hope.training import step as step_lib
-
-_STATIC = {'self_modifying': False}
-_PLAIN = {'output_gate': False}
-_FROZEN = _PLAIN | {'objective': 'l2', 'momentum': True, 'target': 'self'}
-_DELTA = _PLAIN | {'objective': 'delta', 'momentum': False, 'target': 'slow'}
-_LINEAR = _DELTA | _STATIC | {'hidden_multiple': 0}
-_NEGATIVE = {'step': 'relative', 'eta_max': 2.0}
-_GATE = {'output_gate': True}
-TASKS = (
-  *('text', 'main', 'recall-8', 'recall-16', 'remapping', 'aliases'),
-  *('s3', 's5', *LANGUAGES),
-)
-# Mixer and options by the name of a setting.
-SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
-  # All gradients frozen over a chunk, momentum, self-generated targets.
-  'frozen': ('titans', _FROZEN),
-  'frozen-static': ('titans', _FROZEN | _STATIC),
-  # Published, with its output gate; and what is nearest to it in Titans.
-  'gated_deltanet': ('delta', {'rule': 'gated_deltanet'}),
-  'linear-dot': ('titans', _LINEAR | {'objective': 'dot'}),
-  'linear-dot-gate': ('titans', _LINEAR | _GATE | {'objective': 'dot'}),
-  'linear-delta': ('titans', _LINEAR | {'step': 'relative'}),
-  'linear-negative': ('titans', _LINEAR | _NEGATIVE),
-  'delta': ('titans', _DELTA),
-  'delta-static': ('titans', _DELTA | _STATIC),
-  'delta-static-self': ('titans', _DELTA | _STATIC | {'target': 'self'}),
-  'delta-static-mixed': ('titans', _DELTA | _STATIC | {'target': 'mixed'}),
-  'delta-self': ('titans', _DELTA | {'target': 'self'}),
-  'delta-mixed': ('titans', _DELTA | {'target': 'mixed'}),
-  'delta-momentum': ('titans', _DELTA | {'momentum': True}),
-  'delta-after': ('titans', _DELTA | {'read': 'after'}),
-  'delta-gate': ('titans', _DELTA | _GATE),
-  'delta-gate-static': ('titans', _DELTA | _GATE | _STATIC),
-  'delta-gate-static-after': (
-    'titans',
-    _DELTA | _GATE | _STATIC | {'read': 'after'},
-  ),
-  'delta-gate-static-relative': (
-    'titans',
-    _DELTA | _GATE | _STATIC | {'step': 'relative'},
-  ),
-  'delta-gate-static-16': (
-    'titans',
-    _DELTA | _GATE | _STATIC | {'chunk_size': 16, 'projection_chunk_size': 16},
-  ),
-  'delta-gate-after': ('titans', _DELTA | _GATE | {'read': 'after'}),
-  'frozen-gate': ('titans', _FROZEN | _GATE),
-  'delta-relative': ('titans', _DELTA | {'step': 'relative'}),
-  'delta-negative': ('titans', _DELTA | _NEGATIVE),
-  'delta-negative-static': ('titans', _DELTA | _NEGATIVE | _STATIC),
-  'delta-gate-negative': ('titans', _DELTA | _GATE | _NEGATIVE),
-  'delta-gate-negative-static': (
-    'titans',
-    _DELTA | _GATE | _NEGATIVE | _STATIC,
-  ),
-  'linear-gate-negative': ('titans', _LINEAR | _GATE | _NEGATIVE),
-  # What the memories that generate learn, and how fast.
-  'delta-slow-projections': ('titans', _DELTA | {'projection_target': 'slow'}),
-  'delta-fast-projections': ('titans', _DELTA | {'projection_rate': 0.73}),
-  'delta-l2-projections': ('titans', _DELTA | {'projection_objective': 'l2'}),
-  'delta-q': ('titans', _DELTA | {'q_memory': True}),
-  'delta-gate-q': ('titans', _DELTA | _GATE | {'q_memory': True}),
-  'delta-gate-self': ('titans', _DELTA | _GATE | {'target': 'self'}),
-  'delta-gate-static-self': (
-    'titans',
-    _DELTA | _GATE | _STATIC | {'target': 'self'},
-  ),
-  'delta-gate-mixed': ('titans', _DELTA | _GATE | {'target': 'mixed'}),
-  'delta-gate-static-mixed': (
-    'titans',
-    _DELTA | _GATE | _STATIC | {'target': 'mixed'},
-  ),
-  'delta-q-fast': (
-    'titans',
-    _DELTA | {'q_memory': True, 'projection_rate': 0.73},
-  ),
-  'off': ('titans', _DELTA | {'eta_max': 0.0}),
-}
-
 
 # Seed of the runs by which a learning rate is chosen.
 _TUNING = 100
@@ -141,115 +63,57 @@ class Run(NamedTuple):
   pattern: str
 
 
-def task_config(name: str, seed: int, steps: int):
-  """The configuration of a task, without its setting.
+class Training:
+  """A model in training, step by step.
 
-  Args:
-    name: of the task.
-    seed: of parameters and data.
-    steps: updates; 0: as many as the task has.
-
-  Raises:
-    ValueError: if there is no such task.
-  """
-  if name == 'text':
-    config = text_memory.get_config(f'seed={seed},steps=200')
-    model = config.model
-    model.num_layers, model.width, model.num_heads = 2, 128, 2
-    model.titans.chunk_size = model.titans.projection_chunk_size = 64
-  elif name == 'main':
-    config = smoke.get_config()
-    config.unlock()
-    config.seed = seed
-  elif name in ('recall-8', 'recall-16'):
-    config = mqar.get_config(f'seed={seed}')
-    if name == 'recall-16':
-      config.data.task.num_pairs, config.data.seq_len = 16, 128
-      config.data.batch_size, config.train.steps = 16, 1000
-  elif name in LANGUAGES:
-    config = formal_languages.get_config(f'language={name},seed={seed}')
-  elif name in ('remapping', 'aliases'):
-    config = mqar.get_config(f'seed={seed}')
-    config.data.source, config.data.batch_size = f'synthetic:{name}', 16
-    config.data.seq_len, config.data.task.vocab_size = 128, 64
-    config.train.steps = 1000
-    if name == 'aliases':  # a name may stand for one of a few tokens before
-      config.data.seq_len, config.data.task.num_pairs = 36, 4
-      config.data.task.vocab_size = 24
-      config.data.batch_size, config.model.width = 32, 32
-      titans = config.model.titans
-      titans.chunk_size = titans.projection_chunk_size = 1
-  elif name in ('s3', 's5'):
-    config = formal_languages.get_config(f'seed={seed}')
-    config.data.source, config.data.task.max_length = f'synthetic:{name}', 32
-    config.data.seq_len, config.data.task.vocab_size = 32, 121
-    config.evals.longer = (64,)
-  else:
-    raise ValueError(f'--task={name} is none of {", ".join(TASKS)}.')
-  if steps:
-    config.train.steps = steps
-    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, steps)
-  return config
-
-
-def parameters(config) -> int:
-  """Of the model that a resolved configuration describes."""
-  model = nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(0)))
-  return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
-
-
-def with_setting(config, setting: str, vocab_size: int, like: int | None):
-  """A resolved configuration of a setting.
-
-  Args:
-    config: of the task.
-    setting: in SETTINGS.
-    vocab_size: of the data.
-    like: parameters that it should have; None: as they are.
+  Attributes:
+    graph: of the model.
+    state: after the steps so far.
+    losses: of the steps, nats per token.
+    times: of the steps, seconds; the first one compiles.
   """
 
-  def build(hidden: float):
-    mixer, options = SETTINGS[setting]
-    said = ', '.join(f'{name}={x!r}' for name, x in options.items())
-    config.model.pattern = f'{mixer}({said})+cms(hidden_multiple={hidden!r})'
-    return resolve(config, vocab_size)
+  def __init__(self, config, data):
+    self.graph, abstract = step_lib.abstract_state(
+      config, mesh_lib.one_device()
+    )
+    self.state = step_lib.init_state(config, abstract)
+    self._update = step_lib.train_step(self.graph, config, abstract)
+    self._batches = data.train_iterator()
+    self._tokens = config.data.seq_len * config.data.batch_size
+    self.losses, self.times = [], []
 
-  first = build(1.0)
-  if like is None:
-    return first
-  # The number of parameters is linear in the width of the feed-forward.
-  one, two = parameters(first), parameters(build(2.0))
-  found = build(round(1 + (like - one) / (two - one), 4))
-  if abs(parameters(found) / like - 1) > 0.01:
-    raise ValueError(f'{setting!r} cannot have {like:,} parameters.')
-  return found
+  def step(self) -> None:
+    """Makes a step and waits for it."""
+    batch, start = next(self._batches), time.perf_counter()
+    self.state, metrics = self._update(self.state, batch)
+    self.losses.append(float(metrics['loss']))
+    self.times.append(time.perf_counter() - start)
+
+  def tokens_per_second(self) -> float:
+    """The median over steps."""
+    return self._tokens / statistics.median(self.times)
 
 
 def train(config, data) -> Run:
   """Trains a resolved configuration and evaluates it."""
-  graph, abstract = step_lib.abstract_state(config, mesh_lib.one_device())
-  state = step_lib.init_state(config, abstract)
-  update = step_lib.train_step(graph, config, abstract)
-  batches, losses, times = data.train_iterator(), [], []
+  training = Training(config, data)
   for _ in range(config.train.steps):
-    batch, start = next(batches), time.perf_counter()
-    state, metrics = update(state, batch)
-    losses.append(float(metrics['loss']))
-    times.append(time.perf_counter() - start)
-  step = step_lib.eval_step(graph, mesh_lib.one_device())
+    training.step()
+  step = step_lib.eval_step(training.graph, mesh_lib.one_device())
   results, inner = heldout.evaluate(
     step,
-    state.params,
+    training.state.params,
     data.eval_batches(),
     data.bytes_per_token,
     data.longer_batches(),
   )
-  tokens = config.data.seq_len * config.data.batch_size
+  losses = training.losses
   pieces = np.array_split(losses, min(50, len(losses)))
   return Run(
     results=results | inner.means(),
     losses=[float(f'{np.mean(piece):.5g}') for piece in pieces],
-    tokens_per_second=tokens / statistics.median(times),
+    tokens_per_second=training.tokens_per_second(),
     parameters=parameters(config),
     pattern=config.model.pattern,
   )
@@ -267,7 +131,7 @@ class Runs:
   def get(self, setting: str, rate: float, seed: int) -> Run:
     """A run, trained if it is not there yet."""
     name = f'{setting} | {rate:g} | {seed}'
-    pattern = self.pattern(setting)
+    pattern = self._pattern(setting)
     if name in self.kept:
       if self.kept[name].pattern != pattern:
         raise ValueError(
@@ -276,16 +140,15 @@ class Runs:
         )
       return self.kept[name]
     config = task_config(self.task, seed, self.steps)
-    config.optimizer.learning_rate, config.model.pattern = rate, pattern
-    data = data_lib.open_data(config)
-    run = train(resolve(config, data.vocab_size), data)
+    config.optimizer.learning_rate = rate
+    run = train(*self._resolved(config, setting))
     self.kept[name] = run
     text = json.dumps({k: x._asdict() for k, x in self.kept.items()}, indent=1)
     self.path.write_text(text)
     print(name, run.results, f'{run.tokens_per_second:,.0f} tokens/s')
     return run
 
-  def pattern(self, setting: str) -> str:
+  def _pattern(self, setting: str) -> str:
     """The model.pattern of a setting, at the parameters of the first one."""
     if setting not in self.patterns:
       config = task_config(self.task, 0, self.steps)
@@ -297,32 +160,22 @@ class Runs:
       self.patterns[setting] = resolved.model.pattern
     return self.patterns[setting]
 
-
-def speeds(runs: Runs, settings: list[str]) -> dict[str, float]:
-  """Tokens/s of each setting: the median of 12 steps, taken in turn."""
-  steps, times = {}, {setting: [] for setting in settings}
-  for setting in settings:
-    config = task_config(runs.task, 0, runs.steps)
+  def _resolved(self, config, setting: str):
+    """(configuration, data) of a task with a setting."""
     data = data_lib.open_data(config)
-    config.model.pattern = runs.pattern(setting)
-    config = resolve(config, data.vocab_size)
-    graph, abstract = step_lib.abstract_state(config, mesh_lib.one_device())
-    state = step_lib.init_state(config, abstract)
-    update = step_lib.train_step(graph, config, abstract)
-    batches = data.train_iterator()
-    state, metrics = update(state, next(batches))
-    jax.block_until_ready(metrics)
-    steps[setting] = (state, update, batches)
-  for _ in range(12):
-    for setting, (state, update, batches) in steps.items():
-      batch, start = next(batches), time.perf_counter()
-      state, metrics = update(state, batch)
-      jax.block_until_ready(metrics)
-      times[setting].append(time.perf_counter() - start)
-      steps[setting] = (state, update, batches)
-  data = task_config(runs.task, 0, runs.steps).data
-  tokens = data.seq_len * data.batch_size
-  return {name: tokens / statistics.median(x) for name, x in times.items()}
+    config.model.pattern = self._pattern(setting)
+    return resolve(config, data.vocab_size), data
+
+  def speeds(self, settings: list[str]) -> dict[str, float]:
+    """Tokens/s of each setting: the median of 13 steps, taken in turn."""
+    trainings = {}
+    for setting in settings:
+      config = task_config(self.task, 0, self.steps)
+      trainings[setting] = Training(*self._resolved(config, setting))
+    for _ in range(13):  # one of them compiles
+      for training in trainings.values():
+        training.step()
+    return {name: x.tokens_per_second() for name, x in trainings.items()}
 
 
 def score(results: dict[str, float]) -> float:
@@ -356,8 +209,9 @@ def main(options: flags.FlagValues) -> None:
     options.task,
     options.steps,
   )
+  settings = options.settings or list(SETTINGS)
   if options.speed:
-    for name, speed in speeds(runs, options.settings or list(SETTINGS)).items():
+    for name, speed in runs.speeds(settings).items():
       print(f'{name:30} {speed:10,.0f} tokens/s')
     return
   rates = sorted(map(float, options.rates))
@@ -365,7 +219,7 @@ def main(options: flags.FlagValues) -> None:
   for column in ('setting', 'rate', 'result', 'tokens/s', 'parameters'):
     table.add_column(column)
   rows = {}
-  for setting in options.settings or list(SETTINGS):
+  for setting in settings:
     rate = best_rate(runs, setting, rates)
     found = [runs.get(setting, rate, seed) for seed in range(options.seeds)]
     rows[setting] = found

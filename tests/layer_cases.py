@@ -15,6 +15,8 @@ BAR = 1e-10
 GRADIENT_BAR = 1e-6
 STREAM_BAR = 1e-4
 MEMORIES = ('k', 'v', 'eta', 'alpha', 'memory')
+# The rule of the paper: gradients of l2, momentum, self-generated targets.
+FROZEN = {'objective': 'l2', 'target': 'self'}
 
 
 def relative(actual, expected):

@@ -7,26 +7,28 @@ import sys
 from conftest import ROOT, cpu_devices
 import pytest
 
-from experiments import memories
+from experiments import memory_settings
 
 
-@pytest.mark.parametrize('task', memories.TASKS)
+@pytest.mark.parametrize('task', memory_settings.TASKS)
 def test_every_task_has_a_configuration(task):
-  config = memories.task_config(task, 3, 7)
+  config = memory_settings.task_config(task, 3, 7)
   assert (config.seed, config.train.steps) == (3, 7)
 
 
 def test_an_unknown_task_is_refused():
   with pytest.raises(ValueError, match='--task=nosuch is none of text'):
-    memories.task_config('nosuch', 0, 0)
+    memory_settings.task_config('nosuch', 0, 0)
 
 
 def test_settings_have_equal_parameters():
-  config = memories.task_config('aliases', 0, 1)
-  first = memories.with_setting(config, 'frozen', 24, None)
-  like = memories.parameters(first)
+  config = memory_settings.task_config('aliases', 0, 1)
+  first = memory_settings.with_setting(config, 'frozen', 24, None)
+  like = memory_settings.parameters(first)
   for name in ('linear-dot', 'delta-gate', 'gated_deltanet'):
-    found = memories.parameters(memories.with_setting(config, name, 24, like))
+    found = memory_settings.parameters(
+      memory_settings.with_setting(config, name, 24, like)
+    )
     assert abs(found / like - 1) <= 0.01, name
 
 

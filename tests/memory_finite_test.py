@@ -3,7 +3,7 @@
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from layer_cases import call, inputs, jit, titans
+from layer_cases import FROZEN, call, inputs, jit, titans
 import numpy as np
 import pytest
 
@@ -23,13 +23,17 @@ def in_context():
 
 LAYERS = {
   'titans': lambda: titans(chunk_size=16, projection_chunk_size=8),
-  'l2': lambda: titans(
-    chunk_size=8, projection_chunk_size=16, objective='l2', target='self'
-  ),
+  'frozen': lambda: titans(chunk_size=8, projection_chunk_size=16, **FROZEN),
   'no momentum': lambda: titans(
-    chunk_size=8, projection_chunk_size=16, momentum=False, anchor='zero'
+    chunk_size=8,
+    projection_chunk_size=16,
+    momentum=False,
+    anchor='zero',
+    **FROZEN,
   ),
-  'one chunk': lambda: titans(chunk_size=64, projection_chunk_size=64),
+  'one chunk': lambda: titans(
+    chunk_size=64, projection_chunk_size=64, **FROZEN
+  ),
   'delta': lambda: titans(
     chunk_size=16,
     projection_chunk_size=8,

@@ -10,6 +10,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from layer_cases import (
+  FROZEN,
   assert_same,
   inputs,
   jit,
@@ -127,16 +128,26 @@ def assert_forms_agree(x, bar, **options):
 CASES = {
   'default': {},
   'linear': {
-    'objective': 'l2',
+    **FROZEN,
     'hidden_multiple': 0,
     'momentum': False,
     'erase': False,
   },
-  'l2': {'objective': 'l2', 'target': 'self'},
-  'zero': {'objective': 'l2', 'anchor': 'zero', 'momentum': False},
+  'frozen': FROZEN,
+  'zero': FROZEN | {'anchor': 'zero', 'momentum': False},
   'dot': {'objective': 'dot', 'erase': False, 'eta_max': 0.05},
-  'chunk_read': {'read': 'chunk', 'target': 'slow', 'hidden_multiple': 2},
-  'q_memory': {'q_memory': True, 'target_max': None, 'error_max': None},
+  'chunk_read': {
+    'objective': 'l2',
+    'read': 'chunk',
+    'target': 'slow',
+    'hidden_multiple': 2,
+  },
+  'q_memory': {
+    **FROZEN,
+    'q_memory': True,
+    'target_max': None,
+    'error_max': None,
+  },
   'delta_trace': {
     'objective': 'delta',
     'step': 'relative',
@@ -144,9 +155,14 @@ CASES = {
     'projection_target': 'slow',
     'read': 'after',
   },
-  'static': {'self_modifying': False, 'mix': 'none', 'retention': False},
+  'static': {
+    **FROZEN,
+    'self_modifying': False,
+    'mix': 'none',
+    'retention': False,
+  },
 }
-QUICK = ('default', 'l2')
+QUICK = ('default', 'frozen')
 
 
 def cases():

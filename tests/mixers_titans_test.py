@@ -4,9 +4,11 @@ import collections
 import dataclasses
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 from layer_cases import (
   BAR,
+  FROZEN,
   MEMORIES,
   assert_same,
   call,
@@ -20,6 +22,7 @@ import reference
 
 from hope.memory import mlp
 from hope.mixers.titans_options import PAPER, TitansOptions
+from hope.mixers.titans_part import PART
 from hope.parts import InnerLosses
 
 # ------------------------------------------------------------------ the oracle
@@ -154,18 +157,23 @@ def final_kernels(layer, state):
 
 ORACLE_CASES = {
   'initial': {},
-  'l2': {'objective': 'l2', 'target': 'self'},
-  'letter': {'target_max': None, 'error_max': None},
-  'bounded': {'target_max': 0.3, 'error_max': 0.2},
-  'zero': {'anchor': 'zero'},
+  'frozen': FROZEN,
+  'letter': FROZEN | {'target_max': None, 'error_max': None},
+  'bounded': FROZEN | {'target_max': 0.3, 'error_max': 0.2},
+  'zero': FROZEN | {'anchor': 'zero'},
   'plain': {
-    'objective': 'l2',
+    **FROZEN,
     'momentum': False,
     'erase': False,
     'retention': False,
   },
   'paper': PAPER,
-  'q_memory': {'q_memory': True, 'momentum': False, 'anchor': 'zero'},
+  'q_memory': {
+    **FROZEN,
+    'q_memory': True,
+    'momentum': False,
+    'anchor': 'zero',
+  },
   'dot': {'objective': 'dot', 'eta_max': 0.05},
   'dot_zero': {
     'objective': 'dot',
@@ -173,7 +181,12 @@ ORACLE_CASES = {
     'anchor': 'zero',
     'erase': False,
   },
-  'mix_none': {'mix': 'none', 'hidden_multiple': 2, 'retention': False},
+  'mix_none': {
+    **FROZEN,
+    'mix': 'none',
+    'hidden_multiple': 2,
+    'retention': False,
+  },
   'delta_zero': {
     'objective': 'delta',
     'momentum': True,
@@ -207,7 +220,7 @@ ORACLE_CASES = {
     'q_memory': True,
   },
   # The gates' values are as wide as their inputs.
-  'heads_of_width_1': {'heads': 8},
+  'heads_of_width_1': FROZEN | {'heads': 8},
 }
 
 
@@ -253,6 +266,15 @@ def test_inner_losses_are_the_oracles(case, x64):
   assert measured.keys() == expected.keys()
   for name, values in expected.items():
     assert relative(measured[name], values) <= BAR, name
+
+
+def test_every_memory_with_momentum_has_a_write_norm():
+  layer = titans(chunk_size=4, projection_chunk_size=4, **FROZEN)
+  _, state = call(layer)(inputs(2, 8, 8), None)
+  found = PART.metrics(jax.tree.map(lambda x: x[None], state))
+  for name in MEMORIES:
+    assert found[f'{name}/write_norm'] > 0
+    assert found[f'{name}/state_norm'] > 0
 
 
 def test_reads_agree_at_chunks_of_one(x64):

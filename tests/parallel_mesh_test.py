@@ -33,6 +33,7 @@ config = base_config()
 model = config.model
 model.num_layers, model.width, model.num_heads = 2, 32, 4
 model.titans.chunk_size = model.titans.projection_chunk_size = 8
+model.titans.momentum = True  # traces are sharded as states are
 model.cms.periods = (1, 2)
 config.data.seq_len, config.data.batch_size = 32, 8
 config.optimizer.warmup_steps = 2

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from layer_cases import (
   BAR,
+  FROZEN,
   STREAM_BAR,
   assert_same,
   inputs,
@@ -146,15 +147,19 @@ def test_places_are_int32_in_double_precision_too(starts, x64):
 # (module, alignment)
 LAYERS = {
   'titans': (layer, 8),
-  'zero': (functools.partial(layer, anchor='zero', q_memory=True), 8),
-  'plain': (
-    functools.partial(layer, momentum=False, erase=False, read='chunk'),
+  'frozen': (functools.partial(layer, **FROZEN), 8),
+  'zero': (
+    functools.partial(layer, anchor='zero', q_memory=True, **FROZEN),
     8,
   ),
-  'delta': (
+  'plain': (
     functools.partial(
-      layer, objective='delta', target='mixed', projection_target='slow'
+      layer, momentum=False, erase=False, read='chunk', **FROZEN
     ),
+    8,
+  ),
+  'mixed': (
+    functools.partial(layer, target='mixed', projection_target='slow'),
     8,
   ),
   'swapped': (
@@ -264,7 +269,7 @@ def test_of_other_documents_not_even_nan_is_seen():
 
 STREAMED = {
   'titans': functools.partial(
-    titans, chunk_size=8, projection_chunk_size=4, anchor='zero'
+    titans, chunk_size=8, projection_chunk_size=4, anchor='zero', **FROZEN
   ),
   'static': functools.partial(
     titans, chunk_size=8, self_modifying=False, momentum=False

@@ -6,6 +6,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from layer_cases import (
+  FROZEN,
   STREAM_BAR,
   assert_same,
   call,
@@ -57,11 +58,14 @@ MODULES = {
     read='chunk',
     q_memory=True,
     momentum=False,
-    objective='l2',
-    target='self',
+    **FROZEN,
   ),
   'titans_static': functools.partial(
-    titans_module, self_modifying=False, mix='none', hidden_multiple=0
+    titans_module,
+    self_modifying=False,
+    mix='none',
+    hidden_multiple=0,
+    **FROZEN,
   ),
   'titans_after': functools.partial(
     titans_module, momentum=True, target='mixed', read='after'
@@ -104,7 +108,7 @@ def test_pieces_are_the_whole(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'options', [{}, {'objective': 'delta', 'projection_target': 'slow'}]
+  'options', [FROZEN, {'objective': 'delta', 'projection_target': 'slow'}]
 )
 def test_blocks_smaller_than_their_chunk(options, monkeypatch):
   """A chunk of 128 in blocks of 64, 32 and 128, whole and in pieces."""

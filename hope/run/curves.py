@@ -319,8 +319,7 @@ def draw_inner_losses(
     axes.tick_params(labelbottom=True)
   picture.suptitle(
     'A memory that learns within a sequence: its own loss falls as it reads\n'
-    '(in steps, as the gradients of a chunk are taken at the state at its '
-    'start)',
+    '(in steps: measured at the state at the start of each chunk)',
     color=_INK,
     fontsize=9,
   )

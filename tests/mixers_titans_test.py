@@ -21,6 +21,7 @@ import pytest
 import reference
 
 from hope.memory import mlp
+from hope.mixers.titans import SelfReferentialTitans
 from hope.mixers.titans_options import PAPER, TitansOptions
 from hope.mixers.titans_part import PART
 from hope.parts import InnerLosses
@@ -352,3 +353,21 @@ def test_what_the_memories_that_generate_inherit():
   plain = TitansOptions(eta_max=0.5, momentum=False, projection_momentum=True)
   assert plain.of_memory().bounds() == plain.of_projections().bounds()
   assert plain.of_projections().momentum and not plain.of_memory().momentum
+
+
+@pytest.mark.parametrize('hidden_multiple', [1, 2])
+def test_features_start_as_far_apart_as_keys(hidden_multiple):
+  layer = SelfReferentialTitans(
+    64, 2, TitansOptions(hidden_multiple=hidden_multiple), rngs=nnx.Rngs(0)
+  )
+  rng = np.random.default_rng(0)
+  keys = rng.standard_normal((2, 100, 32))
+  keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
+  for name in MEMORIES:
+    features = reference.silu(keys @ np.asarray(getattr(layer, name).up[...]))
+    norms = np.linalg.norm(features, axis=-1, keepdims=True)
+    np.testing.assert_allclose(norms, 1, atol=0.35)
+    apart = np.swapaxes(features / norms, -1, -2)
+    np.testing.assert_allclose(
+      features / norms @ apart, keys @ np.swapaxes(keys, -1, -2), atol=0.3
+    )

@@ -74,6 +74,8 @@ CASES = {
   'delta gated_deltanet': mixer(
     'delta', rule='gated_deltanet', chunk_size=CHUNK
   ),
+  'ttt linear': mixer('ttt', chunk_size=CHUNK),
+  'ttt mlp': mixer('ttt', model='mlp', hidden_multiple=2, chunk_size=CHUNK),
   'cms outer': feedforward('cms', periods=(1, 4), variant='independent'),
   'cms in_context': feedforward('cms', mode='in_context', periods=(2, CHUNK)),
   'swiglu': feedforward('swiglu'),
@@ -258,6 +260,7 @@ def test_memories_measure_their_losses_where_asked(name):
     'titans static': ['memory'],
     'titans': ['memory', *generated, *changes],
     'delta': ['memory'],
+    'ttt': ['memory'],
     'cms in_context': ['cms_level_0', 'cms_level_1'],
   }
   (expected,) = [

@@ -60,6 +60,8 @@ CASES = {
     **_CHUNKS,
   ),
   'titans paper': mixer('titans', **MIXERS['titans'].settings['paper']),
+  'titans lmm': mixer('titans', **(MIXERS['titans'].settings['lmm'] | _CHUNKS)),
+  'titans dla': mixer('titans', **(MIXERS['titans'].settings['dla'] | _CHUNKS)),
   'attention': mixer('attention', max_context=5),
   'attention gqa': mixer(
     'attention', num_kv_heads=1, head_dim=6, rope_scaling='llama3'
@@ -257,7 +259,7 @@ def test_memories_measure_their_losses_where_asked(name):
   generated = ['v', 'k', 'eta', 'alpha']
   changes = [f'{x}/change' for x in generated]
   memories = {
-    'titans static': ['memory'],
+    **dict.fromkeys(('titans static', 'titans lmm', 'titans dla'), ['memory']),
     'titans': ['memory', *generated, *changes],
     'delta': ['memory'],
     'ttt': ['memory'],

@@ -3,7 +3,9 @@
 Every memory of {k, v, eta, alpha, memory} (and q by option) is a residual MLP
 that learns, token by token, a value for k: M(v) in the paper. The setting
 'paper' is Eq. 83-91, with what the paper does not give as below;
-`hope.memory.learning` has what else a memory may learn.
+`hope.memory.learning` has what else a memory may learn. The settings 'lmm' and
+'dla' are Titans' long-term memory (arXiv:2501.00663) and deep linear attention:
+one memory, whose keys, values and rates are slow projections.
 
 Choice: the inputs of the k, v, eta, alpha and q memories are L2-normalised per
 head, like k, v and q themselves, so that every memory reads unit vectors, at
@@ -30,6 +32,7 @@ import jax.numpy as jnp
 
 from hope.layers.convolution import CausalConvolution
 from hope.layers.dense import dot_general
+from hope.layers.memory import Memory
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, mlp, stream
@@ -79,28 +82,6 @@ def _for_each(kernels: mlp.Kernels, batch: int) -> mlp.Kernels:
   return placement.constrain(mlp.spread(kernels, batch), 'memory')
 
 
-class Memory(nnx.Module):
-  """The initial state of one memory per head: a parameter, learned outside."""
-
-  def __init__(
-    self, heads: int, i: int, f: int, o: int, *, scale: float, rngs: nnx.Rngs
-  ):
-    if f:
-      # silu(z) is nearly z / 2, so that features of unit vectors start with
-      # norm 1, and as far apart as the vectors are.
-      init = nnx.initializers.orthogonal(scale=2.0)
-      each = jax.random.split(rngs.params(), heads)
-      self.up = nnx.Param(jax.vmap(lambda key: init(key, (i, f)))(each))
-    std = scale / o**0.5
-    shape = (heads, f or i, o)
-    self.down = nnx.Param(std * jax.random.normal(rngs.params(), shape))
-
-  def kernels(self) -> mlp.Kernels:
-    """Kernels of one memory: up [n, i, f], down [n, 1, f, o]."""
-    up = self.up[...] if hasattr(self, 'up') else None
-    return mlp.Kernels(up, (self.down[...][:, None],))
-
-
 class SelfReferentialTitans(nnx.Module):
   """The layer: `init_state(batch)`, `__call__(x, state) -> (y, state)`."""
 
@@ -131,6 +112,10 @@ class SelfReferentialTitans(nnx.Module):
     d = width // num_heads
     f = d * options.hidden_multiple
     streams = 3 if options.mix == 'dense' else 1
+
+    def dense(outputs: int) -> nnx.Linear:
+      return nnx.Linear(width, outputs, use_bias=False, dtype=dtype, rngs=rngs)
+
     if options.mix == 'dense':
       self.mix = nnx.Linear(
         width,
@@ -141,9 +126,7 @@ class SelfReferentialTitans(nnx.Module):
         rngs=rngs,
       )
     else:
-      self.query = nnx.Linear(
-        width, width, use_bias=False, dtype=dtype, rngs=rngs
-      )
+      self.query = dense(width)
     self.conv = CausalConvolution(
       streams * width, options.conv_width, rngs=rngs
     )
@@ -152,10 +135,13 @@ class SelfReferentialTitans(nnx.Module):
       """One from keys of width d to values of width o."""
       return Memory(num_heads, d, f, o, scale=_SCALE, rngs=rngs)
 
-    self.k, self.v = memory(d), memory(d)
-    if options.q_memory:
-      self.q = memory(d)
-    self.eta, self.alpha = memory(1), memory(1)
+    if options.projections == 'memories':
+      self.k, self.v = memory(d), memory(d)
+      if options.q_memory:
+        self.q = memory(d)
+      self.eta, self.alpha = memory(1), memory(1)
+    else:
+      self.eta, self.alpha = dense(num_heads), dense(num_heads)
     self.memory = memory(d)
     self.eta_bias = nnx.Param(jnp.zeros(num_heads))
     span = jnp.logspace(6, 11, num_heads, base=2.0)
@@ -182,12 +168,8 @@ class SelfReferentialTitans(nnx.Module):
     if options.output_norm:
       self.norm = RMSNorm(d)
     if options.output_gate:
-      self.gate = nnx.Linear(
-        width, width, use_bias=False, dtype=dtype, rngs=rngs
-      )
-    self.output = nnx.Linear(
-      width, width, use_bias=False, dtype=dtype, rngs=rngs
-    )
+      self.gate = dense(width)
+    self.output = dense(width)
 
   def _generators(self) -> mlp.Kernels:
     """The memories that generate: v, (q,) k in a group, eta, alpha in one.
@@ -273,11 +255,15 @@ class SelfReferentialTitans(nnx.Module):
     if options.has_momentum():
       beta = placement.by_head(self.beta(x))
       beta = 0.95 * jax.nn.sigmoid(at_least_float32(beta))[..., None]
-    sources = (*(_unit_heads(z, n) for z in (x_q, x_k, x_v)), beta)
+    q, k, v = (_unit_heads(z, n) for z in (x_q, x_k, x_v))
 
-    (projected, generating), projections, position = self._project(
-      sources, state, starts
-    )
+    if options.projections == 'memories':
+      (projected, generating), projections, position = self._project(
+        (q, k, v, beta), state, starts
+      )
+    else:
+      projected, generating = (q, k, v, *self._slow_gates(x)), ()
+      projections, position = (), jnp.int32(0)
     (y, remembering), memory, memory_position = self._remember(
       projected, beta, state, starts
     )
@@ -319,6 +305,18 @@ class SelfReferentialTitans(nnx.Module):
     gates = jax.nn.sigmoid(gates + biases)
     eta, alpha = gates[..., 0, :, :], gates[..., 1, :, :]
     return l2_normalize(q), l2_normalize(k), l2_normalize(v), eta, alpha
+
+  def _slow_gates(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """eta and alpha [b, t, n, 1] of x [b, t, width], without memories."""
+
+    def gate(of: nnx.Linear, bias: jax.Array) -> jax.Array:
+      logits = at_least_float32(placement.by_head(of(x)))
+      return jax.nn.sigmoid(logits + bias)[..., None]
+
+    return (
+      gate(self.eta, self.eta_bias[...]),
+      gate(self.alpha, self.alpha_bias[...]),
+    )
 
   def _spread(self, name: str, batch: int):
     """The learned numbers of a group of memories, `memory` or `projection`.

@@ -97,6 +97,12 @@ class TitansOptions:
     "(after that), or 'chunk' (at the start of its chunk).",
     choices=('token', 'after', 'chunk'),
   )
+  projections: str = field(
+    'memories',
+    "What makes k, v, eta and alpha: 'memories' (Eq. 83), or 'slow' "
+    'projections of the input, which need self_modifying=False.',
+    choices=('memories', 'slow'),
+  )
   self_modifying: bool = field(
     True, 'Whether the k, v, eta and alpha memories learn within the sequence.'
   )
@@ -231,4 +237,29 @@ PAPER = {
   'eta_max': None,
   'projection_eta_max': None,
   'output_gate': False,
+}
+
+# One memory with slow projections, read after the token's write, as published.
+_ALONE = {
+  'projections': 'slow',
+  'self_modifying': False,
+  'target': 'slow',
+  'erase': False,
+  'read': 'after',
+}
+# Titans' long-term memory, Eq. 12-15 of arXiv:2501.00663: M_0 decays with the
+# rest.
+LMM = _ALONE | {
+  'objective': 'l2',
+  'retention': True,
+  'momentum': True,
+  'anchor': 'zero',
+}
+# Deep linear attention (arXiv:2505.23735): a memory of two layers descends on
+# -<M(k), v>, and nothing is forgotten.
+DLA = _ALONE | {
+  'objective': 'dot',
+  'retention': False,
+  'momentum': False,
+  'anchor': 'initial',
 }

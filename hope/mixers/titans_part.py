@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from hope.memory import mlp, stream
 from hope.memory.learning import Learning
 from hope.mixers.titans import SelfReferentialTitans, TitansState, generated
-from hope.mixers.titans_options import PAPER, TitansOptions
+from hope.mixers.titans_options import DLA, LMM, PAPER, TitansOptions
 from hope.parts import (
   BY_HEAD,
   ONE_PROJECTION,
@@ -73,7 +73,12 @@ def _parameters(options: TitansOptions) -> list[Leaf]:
     Leaf('conv/kernel', P(None, 'tensor'), 'convolution', kind='filter'),
     initial('(k|v|q|eta|alpha)/(up|down)', passes_on=generates),
     initial('(memory)/(up|down)', passes_on=in_context),
-    Leaf('beta/kernel', P('fsdp', 'tensor'), 'gates and rates', kind='linear'),
+    Leaf(
+      '(beta|eta|alpha)/kernel',
+      P('fsdp', 'tensor'),
+      'gates and rates',
+      kind='linear',
+    ),
     Leaf('beta/bias|eta_bias|alpha_bias', P('tensor'), 'gates and rates'),
     Leaf('(memory|projection)_rate', P(None, 'tensor'), 'gates and rates'),
     Leaf('(memory|projection)_share', P('tensor'), 'gates and rates'),
@@ -147,6 +152,13 @@ def _check(sizes: Sizes, options: TitansOptions) -> None:
     )
   for chunk in (options.chunk_size, options.projection_chunk_size):
     stream.check_kernel(sizes.kernel, chunk)
+  if options.projections == 'slow' and (
+    options.self_modifying or options.q_memory
+  ):
+    raise ValueError(
+      "titans.projections='slow' leaves no memories that make k, v, eta, alpha "
+      'or q: set titans.self_modifying=False and titans.q_memory=False.'
+    )
   prefixes = ('titans.', 'titans.projection_')
   for how, prefix in zip(options.learning(), prefixes, strict=False):
     how.check(prefix)
@@ -201,7 +213,7 @@ PART = Part(
   divided=divided_heads,
   chunks=_chunks,
   metrics=metrics,
-  settings={'paper': PAPER},
+  settings={'paper': PAPER, 'lmm': LMM, 'dla': DLA},
   # A gate has the parameters of an eighth of the feed-forward.
   hidden_multiple=lambda options: 7 / 8 if options.output_gate else 1.0,
 )

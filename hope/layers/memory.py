@@ -1,0 +1,28 @@
+"""The initial state of the memories of a layer: parameters, learned outside."""
+
+from flax import nnx
+import jax
+
+from hope.memory import mlp
+
+
+class Memory(nnx.Module):
+  """The initial state of one memory per head: a parameter, learned outside."""
+
+  def __init__(
+    self, heads: int, i: int, f: int, o: int, *, scale: float, rngs: nnx.Rngs
+  ):
+    if f:
+      # silu(z) is nearly z / 2, so that features of unit vectors start with
+      # norm 1, and as far apart as the vectors are.
+      init = nnx.initializers.orthogonal(scale=2.0)
+      each = jax.random.split(rngs.params(), heads)
+      self.up = nnx.Param(jax.vmap(lambda key: init(key, (i, f)))(each))
+    std = scale / o**0.5
+    shape = (heads, f or i, o)
+    self.down = nnx.Param(std * jax.random.normal(rngs.params(), shape))
+
+  def kernels(self) -> mlp.Kernels:
+    """Kernels of one memory: up [n, i, f], down [n, 1, f, o]."""
+    up = self.up[...] if hasattr(self, 'up') else None
+    return mlp.Kernels(up, (self.down[...][:, None],))

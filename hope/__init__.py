@@ -28,6 +28,7 @@ Where to go on:
   load          a trained model: call it, read, generate, evaluate, keep a state
   Hope          the model itself, a Flax NNX module
   describe      what learns in a model, and how often, as a table
+  match_parameters, count_parameters    models of equal size
   MIXERS, FEEDFORWARD    the parts that a block can be made of, by name
   TASKS         the generated tasks that a model can be trained on, by name
 
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
   from hope.fast_state import FastState as FastState
   from hope.feedforward import FEEDFORWARD as FEEDFORWARD
   from hope.levels import table as describe  # noqa: F401
+  from hope.matching import count_parameters as count_parameters
+  from hope.matching import match_parameters as match_parameters
   from hope.mixers import MIXERS as MIXERS
   from hope.model import Hope as Hope
   from hope.tasks import TASKS as TASKS
@@ -69,11 +72,13 @@ _PLACES = {
   'TrainedModel': 'hope.trained:TrainedModel',
   '__version__': 'hope.version:__version__',
   'base_config': 'hope.config:base_config',
+  'count_parameters': 'hope.matching:count_parameters',
   'describe': 'hope.levels:table',
   'evaluate': 'hope.trained:evaluate',
   'experiment': 'hope.experiment_files:experiment',
   'generate': 'hope.trained:generate',
   'load': 'hope.trained:load',
+  'match_parameters': 'hope.matching:match_parameters',
   'resolve': 'hope.config:resolve',
   'train': 'hope.training.loop:run',
 }

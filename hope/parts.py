@@ -235,6 +235,8 @@ class Part:
     hidden_multiple: of a mixer: options -> `Sizes.hidden_multiple` of the
       feed-forward beside it, with which blocks have about 12.5 width^2
       parameters.
+    with_hidden: of a feed-forward: (hidden, width) -> fields of its section
+      that give it this hidden width.
   """
 
   options: type
@@ -250,6 +252,7 @@ class Part:
     default_factory=dict, compare=False
   )
   hidden_multiple: Callable[[Any], float] = lambda options: 1.0
+  with_hidden: Callable[[int, int], dict[str, Any]] = lambda hidden, width: {}
 
 
 def find(table: Sequence[Leaf], path: str) -> Leaf:

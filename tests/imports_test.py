@@ -20,7 +20,7 @@ FLOORS = (
   ('model', 'loss', 'optimizer', 'data'),
   ('sampling', 'fast_state', 'evaluation', 'run'),
   ('experiment_files', 'command_line'),
-  ('config', 'levels', 'state_file'),
+  ('config', 'levels', 'matching', 'state_file'),
   ('training',),
   ('trained', 'profiling'),
   ('commands',),

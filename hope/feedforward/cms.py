@@ -280,7 +280,7 @@ class ContinuumMemory(nnx.Module):
     """
     if options.hidden_multiple is None:
       raise ValueError('hidden_multiple=None: how wide shall a level be?')
-    hidden = int(width * options.hidden_multiple)
+    hidden = round(width * options.hidden_multiple)
     self.variant, self.num_levels = options.variant, len(options.periods)
     if options.variant == 'independent':
       self.mix = nnx.Param(jnp.zeros(len(options.periods)))
@@ -347,7 +347,7 @@ def _multiple(sizes: Sizes, options: CMSOptions) -> float:
 
 
 def _hidden(sizes: Sizes, options: CMSOptions) -> int:
-  return int(sizes.width * _multiple(sizes, options))
+  return round(sizes.width * _multiple(sizes, options))
 
 
 def _build(sizes: Sizes, options: CMSOptions, *, rngs: nnx.Rngs):
@@ -473,4 +473,5 @@ PART = Part(
   divided=_divided,
   least_parameters=_least_parameters,
   chunks=_chunks,
+  with_hidden=lambda hidden, width: {'hidden_multiple': hidden / width},
 )

@@ -92,4 +92,5 @@ PART = Part(
   build=_build,
   parameters=_parameters,
   divided=_divided,
+  with_hidden=lambda hidden, width: {'hidden': hidden},
 )

@@ -18,7 +18,7 @@ from experiments import (
 from hope import command_line, errors
 from hope.commands import describe, evaluate, generate, train
 from hope.config import FIELDS
-from hope.profiling import accelerator, aot, throughput
+from hope.profiling import accelerator, aot, compare, throughput
 
 COMMANDS = {
   'train': train,
@@ -28,6 +28,7 @@ COMMANDS = {
   'throughput': throughput,
   'accelerator': accelerator,
   'aot': aot,
+  'compare': compare,
   'delta_momentum_toy': delta_momentum_toy,
   'optimizer_changes': optimizer_changes,
   'optimizer_race': optimizer_race,

@@ -25,7 +25,7 @@ FLOORS = (
   ('trained', 'profiling'),
   ('commands',),
   ('main', 'generate', 'evaluate', 'describe'),
-  ('throughput', 'aot', 'accelerator'),
+  ('throughput', 'aot', 'accelerator', 'compare'),
   ('',),  # the face
 )
 

@@ -137,6 +137,87 @@ def _sizes(config: ml_collections.FrozenConfigDict) -> dict[str, Any]:
   }
 
 
+class Steps:
+  """Training steps of a configuration on random tokens.
+
+  Attributes:
+    compile_seconds: of the step.
+    compiled: the step.
+    loaded: whether it was compiled by an earlier start.
+    state: after the steps so far.
+    loss: of the last step.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.FrozenConfigDict,
+    mesh: Mesh,
+    note: Callable[[str], None] = lambda stage: None,
+  ):
+    """Draws parameters and compiles.
+
+    Args:
+      config: a resolved configuration.
+      mesh: that the steps run on.
+      note: is told of each stage when it begins.
+    """
+    shape = (config.data.batch_size, config.data.seq_len)
+    self.tokens, self.loss = shape[0] * shape[1], float('nan')
+    tokens = np.random.default_rng(config.seed).integers(
+      config.model.vocab_size, size=(shape[0], shape[1] + 1), dtype=np.int32
+    )
+    batch = {
+      'inputs': tokens[:, :-1],
+      'targets': tokens[:, 1:],
+      'weights': np.ones(shape, np.float32),
+    }
+    if config.data.segments:
+      batch['starts'] = np.arange(shape[1]) == np.zeros((shape[0], 1))
+    self._batch = mesh_lib.put_batch(batch, mesh)
+    note('initial parameters')
+    graph, abstract = step_lib.abstract_state(config, mesh)
+    self.state = step_lib.init_state(config, abstract)
+    note('compilation')
+    begin = time.perf_counter()
+    update = step_lib.train_step(graph, config, abstract)
+    lowered = update.lower(self.state, self._batch)
+    loaded = compilation_cache.loaded()
+    self.compiled = lowered.compile()
+    self.compile_seconds = time.perf_counter() - begin
+    self.loaded = compilation_cache.loaded() > loaded
+
+  @property
+  def parameters(self) -> int:
+    """Of the model."""
+    return sum(x.size for x in jax.tree.leaves(self.state.params))
+
+  def step(self) -> float:
+    """Seconds of a whole step: forward, backward and optimizer."""
+    begin = time.perf_counter()
+    self.state, metrics = self.compiled(self.state, self._batch)
+    jax.block_until_ready((self.state, metrics))
+    seconds = time.perf_counter() - begin
+    self.loss = float(metrics['loss'])
+    return seconds
+
+  def check(self) -> None:
+    """Raises ExplainedError if a step was not finite and so did not update."""
+    if not self.state.healthy:
+      raise errors.ExplainedError(
+        'A training step was not finite, so steps after it updated nothing; '
+        'lower optimizer.learning_rate.'
+      )
+
+  def memory(self) -> int | None:
+    """Bytes of the program; None: it is not known.
+
+    Not every runtime knows it, nor of a program that was kept.
+    """
+    if not self.compiled.memory_analysis():
+      return None
+    return program_bytes(self.compiled)
+
+
 def time_steps(
   config: ml_collections.FrozenConfigDict,
   steps: int,
@@ -159,45 +240,13 @@ def time_steps(
     ExplainedError: if a step was not finite and so did not update.
   """
   _check_steps(steps)
-  shape = (config.data.batch_size, config.data.seq_len)
-  tokens = np.random.default_rng(config.seed).integers(
-    config.model.vocab_size, size=(shape[0], shape[1] + 1), dtype=np.int32
-  )
-  batch = {
-    'inputs': tokens[:, :-1],
-    'targets': tokens[:, 1:],
-    'weights': np.ones(shape, np.float32),
-  }
-  if config.data.segments:
-    batch['starts'] = np.arange(shape[1]) == np.zeros((shape[0], 1))
-  batch = mesh_lib.put_batch(batch, mesh)
-  note('initial parameters')
-  graph, abstract = step_lib.abstract_state(config, mesh)
-  state = step_lib.init_state(config, abstract)
-  note('compilation')
-  begin = time.perf_counter()
-  lowered = step_lib.train_step(graph, config, abstract).lower(state, batch)
-  loaded = compilation_cache.loaded()
-  compiled = lowered.compile()
-  compile_seconds = time.perf_counter() - begin
-  loaded = compilation_cache.loaded() > loaded
-  parameters = sum(x.size for x in jax.tree.leaves(state.params))
-
+  of = Steps(config, mesh, note)
   note('steps')
-  times, metrics = [], {}
-  for _ in range(_WARMUP + steps):
-    begin = time.perf_counter()
-    state, metrics = compiled(state, batch)
-    jax.block_until_ready((state, metrics))
-    times.append(time.perf_counter() - begin)
-  if not state.healthy:
-    raise errors.ExplainedError(
-      'A training step was not finite, so steps after it updated nothing; '
-      'lower optimizer.learning_rate.'
-    )
+  times = [of.step() for _ in range(_WARMUP + steps)]
+  of.check()
   memory, memory_of = peak_memory()
   seconds = statistics.median(times[_WARMUP:])
-  rate = shape[0] * shape[1] / seconds
+  rate = of.tokens / seconds
   flops = flops_per_token(config, config.data.seq_len)
   return {
     'tokens_per_second': rate,
@@ -205,17 +254,14 @@ def time_steps(
     'steps': steps,
     'flops_per_token': flops,
     'model_flops_per_second': rate * flops,
-    # Not every runtime knows it, nor of a program that was kept.
-    'program_bytes': (
-      program_bytes(compiled) if compiled.memory_analysis() else None
-    ),
-    'main_memory_traffic_bytes': _traffic(compiled),
+    'program_bytes': of.memory(),
+    'main_memory_traffic_bytes': _traffic(of.compiled),
     'peak_memory_bytes': memory,
     'peak_memory_of': memory_of,
-    'compile_seconds': compile_seconds,
-    'compiled': 'by an earlier start' if loaded else 'now',
-    'loss': float(metrics['loss']),
-    'parameters': parameters,
+    'compile_seconds': of.compile_seconds,
+    'compiled': 'by an earlier start' if of.loaded else 'now',
+    'loss': of.loss,
+    'parameters': of.parameters,
     **_sizes(config),
   }
 

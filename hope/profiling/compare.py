@@ -1,0 +1,239 @@
+"""Mixers at one size, side by side; see `hope.compare`."""
+
+from collections.abc import Sequence
+import json
+import pathlib
+import statistics
+from typing import Any
+
+from absl import flags
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import matplotlib
+
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+import ml_collections
+import rich.box
+import rich.console
+import rich.table
+
+from hope import command_line
+from hope.config import resolve
+from hope.matching import count_parameters, match_parameters
+from hope.model import Hope
+from hope.parallel import devices
+from hope.parallel import mesh as mesh_lib
+from hope.profiling import throughput
+from hope.profiling.flops import flops_per_token
+
+# Tokens of the byte tokenizer, where the configuration says no other.
+_VOCAB_SIZE = 257
+# Contexts after which decoding is timed.
+_CONTEXTS = (64, 512)
+PATTERNS = (
+  'titans+cms',
+  'titans(lmm)+cms',
+  'titans(dla)+cms',
+  'ttt+swiglu',
+  "ttt(model='mlp')+swiglu",
+  "delta(rule='gated_deltanet')+swiglu",
+  "delta(rule='deltanet')+swiglu",
+  "delta(rule='retnet')+swiglu",
+  "delta(rule='linear_attention')+swiglu",
+  'attention+cms',
+  'attention+swiglu',
+)
+
+
+def matched(
+  config: ml_collections.ConfigDict, patterns: Sequence[str]
+) -> dict[str, ml_collections.FrozenConfigDict]:
+  """Resolved configurations of patterns, all as large as the first.
+
+  Raises:
+    ValueError: for a pattern that does not exist or cannot be as large.
+  """
+  vocab_size = config.model.vocab_size or _VOCAB_SIZE
+  found, like = {}, None
+  for pattern in patterns:
+    this = ml_collections.ConfigDict(config.to_dict())
+    this.model.pattern = pattern
+    if like is None:
+      like = count_parameters(this, vocab_size)
+    else:
+      this = match_parameters(this, like, vocab_size)
+    found[pattern] = resolve(this, vocab_size)
+  return found
+
+
+def sizes(config: ml_collections.FrozenConfigDict) -> dict[str, int]:
+  """What a model weighs; nothing is computed.
+
+  Args:
+    config: resolved.
+
+  Returns:
+    parameters; flops_per_token, of training; state_bytes, of a sequence;
+    decode_bytes, that decoding a token of one sequence moves at least: the
+    parameters once, in `model.dtype`, and the state read and written.
+  """
+  model = nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(0)))
+  params = nnx.state(model, nnx.Param)
+  count = sum(x.size for x in jax.tree.leaves(params))
+  state = jax.eval_shape(lambda: model.init_state(1))
+  held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+  width = jnp.dtype(config.model.dtype).itemsize
+  return {
+    'parameters': count,
+    'flops_per_token': flops_per_token(config, config.data.seq_len),
+    'state_bytes': held,
+    'decode_bytes': width * count + 2 * held,
+  }
+
+
+def measure(
+  configs: dict[str, ml_collections.FrozenConfigDict], rounds: int
+) -> dict[str, dict[str, Any]]:
+  """Times training steps of all in turn, then decoding.
+
+  Args:
+    configs: by name, resolved.
+    rounds: steps of each that are timed, after two that are not.
+
+  Returns:
+    What is measured of each, by name with its unit; see the keys.
+
+  Raises:
+    ExplainedError: if a step was not finite.
+  """
+  runs, found, times = {}, {}, {name: [] for name in configs}
+  for name, config in configs.items():
+    print(f'compiling {name}', flush=True)
+    runs[name] = throughput.Steps(config, mesh_lib.one_device())
+  peaks = []
+  for turn in range(2 + rounds):
+    peaks.append(throughput.matmul_peak())
+    for name, run in runs.items():
+      seconds = run.step()
+      if turn >= 2:
+        times[name].append(seconds)
+  for name, run in runs.items():
+    run.check()
+    config, seconds = configs[name], statistics.median(times[name])
+    found[name] = sizes(config) | {
+      'tokens_per_second': run.tokens / seconds,
+      'program_bytes': run.memory(),
+      'compile_seconds': run.compile_seconds,
+    }
+    flops = found[name]['flops_per_token'] * run.tokens / seconds
+    found[name]['share_of_matmul_peak'] = flops / max(peaks)
+  runs.clear()
+  for name, config in configs.items():
+    print(f'decoding with {name}', flush=True)
+    decoded = throughput.measure_decode(config, rounds, _CONTEXTS)
+    found[name]['seconds_per_token'] = decoded['seconds_per_token_short']
+  return found
+
+
+# Column, key, and how a value is written.
+_COLUMNS = (
+  ('parameters', 'parameters', '{:,}', 1),
+  ('MFLOP/token', 'flops_per_token', '{:,.1f}', 1e6),
+  ('state/sequence, KiB', 'state_bytes', '{:,.0f}', 2**10),
+  ('decoding moves, MiB', 'decode_bytes', '{:,.1f}', 2**20),
+  ('tokens/s', 'tokens_per_second', '{:,.0f}', 1),
+  ('of the matmul peak', 'share_of_matmul_peak', '{:.1%}', 1),
+  ('memory, MiB', 'program_bytes', '{:,.0f}', 2**20),
+  ('decoding, ms/token', 'seconds_per_token', '{:.2f}', 1e-3),
+  ('compilation, s', 'compile_seconds', '{:.1f}', 1),
+)
+
+
+def show(found: dict[str, dict[str, Any]], console: rich.console.Console):
+  """Prints a row for each model."""
+  table = rich.table.Table('model', box=rich.box.SIMPLE_HEAD)
+  columns = [x for x in _COLUMNS if x[1] in next(iter(found.values()))]
+  for name, *_ in columns:
+    table.add_column(name, justify='right')
+  for pattern, values in found.items():
+    row = [
+      '-' if values[key] is None else form.format(values[key] / unit)
+      for _, key, form, unit in columns
+    ]
+    table.add_row(pattern, *row)
+  console.print(table, markup=False)
+
+
+def draw(found: dict[str, dict[str, Any]], file: pathlib.Path) -> None:
+  """Draws bars: speed, memory, decoding, compilation."""
+  keys = (
+    'tokens_per_second',
+    'program_bytes',
+    'seconds_per_token',
+    'compile_seconds',
+  )
+  columns = {key: (name, unit) for name, key, _, unit in _COLUMNS}
+  names = list(found)
+  figure, axes = plt.subplots(
+    1,
+    len(keys),
+    figsize=(13, 1.2 + 0.32 * len(names)),
+    sharey=True,
+    layout='constrained',
+  )
+  for axis, key in zip(axes, keys, strict=True):
+    label, unit = columns[key]
+    values = [(found[name][key] or 0) / unit for name in names]
+    bars = axis.barh(range(len(names)), values, color='#4878a8')
+    axis.bar_label(
+      bars, fmt='{:,.3g}' if unit == 1e-3 else '{:,.0f}', padding=2
+    )
+    axis.set(title=label, yticks=range(len(names)), yticklabels=names)
+    axis.margins(x=0.25)
+    axis.spines[['top', 'right']].set_visible(False)
+  axes[0].invert_yaxis()
+  figure.savefig(file, dpi=100)
+  plt.close(figure)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags."""
+  command_line.define_config(values)
+  flags.DEFINE_multi_string(
+    'pattern',
+    list(PATTERNS),
+    'A model.pattern; may be given several times.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    'rounds',
+    5,
+    'Training steps of each model that are timed.',
+    lower_bound=1,
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'json', None, 'File to write the results to as well.', flag_values=values
+  )
+  flags.DEFINE_bool(
+    'sizes', False, 'Count and time nothing.', flag_values=values
+  )
+
+
+def main(values: flags.FlagValues) -> None:
+  """Compares what the flags say, keeps it and prints it."""
+  command_line.check_output(values.json)
+  devices.use_all_cores()
+  configs = matched(values.config, values.pattern)
+  if values.sizes:
+    found = {name: sizes(config) for name, config in configs.items()}
+  else:
+    found = measure(configs, values.rounds)
+  if values.json:
+    path = pathlib.Path(values.json)
+    path.write_text(json.dumps(found, indent=1) + '\n')
+    if not values.sizes:
+      draw(found, path.with_suffix('.png'))
+  show(found, rich.console.Console(width=160, highlight=False))

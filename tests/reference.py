@@ -315,6 +315,21 @@ def gated_delta_net(
   return np.stack(states)
 
 
+def comba(
+  s: Array, k: Array, v: Array, alpha: Array, beta: Array, feedback: float
+) -> Array:
+  """Comba (arXiv:2506.02475).
+
+  S_t = S_{t-1} (alpha_t I - b beta_t k_t k_t^T) + beta_t v_t k_t^T.
+  """
+  states = [s]
+  for t in range(len(k)):
+    kept = alpha[t] * np.eye(k.shape[1])
+    kept -= feedback * beta[t] * np.outer(k[t], k[t])
+    states.append(states[-1] @ kept + beta[t] * np.outer(v[t], k[t]))
+  return np.stack(states)
+
+
 def linear_attention(s: Array, k: Array, v: Array) -> Array:
   """Linear attention, unnormalised: S_t = S_{t-1} + v_t k_t^T."""
   states = [s]

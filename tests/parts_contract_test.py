@@ -75,6 +75,7 @@ CASES = {
     'delta', rule='gated_deltanet', chunk_size=CHUNK
   ),
   'delta comba': mixer('delta', rule='comba', chunk_size=CHUNK),
+  'rwkv7': mixer('rwkv7', chunk_size=CHUNK, gate_rank=3),
   'cms outer': feedforward('cms', periods=(1, 4), variant='independent'),
   'cms in_context': feedforward('cms', mode='in_context', periods=(2, CHUNK)),
   'swiglu': feedforward('swiglu'),
@@ -259,6 +260,7 @@ def test_memories_measure_their_losses_where_asked(name):
     'titans static': ['memory'],
     'titans': ['memory', *generated, *changes],
     'delta': ['memory'],
+    'rwkv7': ['memory'],
     'cms in_context': ['cms_level_0', 'cms_level_1'],
   }
   (expected,) = [

@@ -346,6 +346,21 @@ def retention(s: Array, k: Array, v: Array, gamma: float) -> Array:
   return np.stack(states)
 
 
+def rwkv7(
+  s: Array, w: Array, removed: Array, a: Array, k: Array, v: Array
+) -> Array:
+  """RWKV-7 (arXiv:2503.14456), whose vectors are rows.
+
+  S_t = S_{t-1} (diag(w_t) - khat_t^T (a_t * khat_t)) + v_t^T k_t, where
+  `removed` is khat.
+  """
+  states = [s]
+  for t in range(len(k)):
+    kept = np.diag(w[t]) - np.outer(removed[t], a[t] * removed[t])
+    states.append(states[-1] @ kept + np.outer(v[t], k[t]))
+  return np.stack(states)
+
+
 # ------------------------------------------------------- two-layer memories
 
 

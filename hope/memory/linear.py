@@ -7,8 +7,8 @@ With the state S as [o, i] and k_t, v_t as columns, as their papers write them,
 
 is Gated DeltaNet (arXiv:2412.06464); with alpha = 1, DeltaNet. Without the
 erase, that is without the bracket, it is linear attention (alpha = beta = 1)
-and RetNet (beta = 1, a constant alpha per head). Comba (arXiv:2506.02475) erases
-a share of its own,
+and RetNet (beta = 1, a constant alpha per head). Comba (arXiv:2506.02475)
+erases a share of its own,
 
   S_t = S_{t-1} (alpha_t I - b beta_t k_t k_t^T) + beta_t v_t k_t^T
 

@@ -358,8 +358,8 @@ def _check(sizes: Sizes, options: DeltaOptions) -> None:
   if options.rule == 'comba' and options.negative_eigenvalues:
     raise ValueError(
       "model.delta.rule='comba' cannot have "
-      'model.delta.negative_eigenvalues=True: its factor along a key, alpha - b '
-      'beta, is above -1 for beta up to 1, and would reach -2; set '
+      'model.delta.negative_eigenvalues=True: its factor along a key, '
+      'alpha - b beta, is above -1 for beta up to 1, and would reach -2; set '
       'negative_eigenvalues=False.'
     )
   stream.check_whole(sizes.kernel, sizes.seq_len, options.chunk_size)

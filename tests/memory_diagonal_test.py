@@ -81,7 +81,7 @@ def test_is_the_published_recurrence(x64, chunk):
 @pytest.mark.parametrize('tokens', [1, 2, 8, 9, 16, 23, 64])
 @pytest.mark.parametrize('strongest', [STRONGEST, -30.0, 0.0])
 def test_a_chunk_is_token_by_token(x64, tokens, strongest):
-  """Also where a channel keeps e^-2000 over the chunk, and where all is kept."""
+  """Also where next to nothing is left after two tokens, or all is kept."""
   x = draw(tokens, strongest=strongest)
   x = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 2), x)
   kernel = np.random.default_rng(1).normal(size=(2, HEADS, I, O))

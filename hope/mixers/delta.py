@@ -151,7 +151,7 @@ class DeltaLayer(nnx.Module):
       self.alpha_bias = nnx.Param(step + jnp.log(-jnp.expm1(-step)))
     if options.rule == 'comba':
       self.feedback = nnx.Param(jnp.ones(heads))
-      self.correction = nnx.Param(jnp.full(heads, options.correction))
+      self.correction = nnx.Param(options.correction * jnp.ones(heads))
     if options.output_gate:
       self.gate = dense(width)
     self.norm = RMSNorm(width // heads)

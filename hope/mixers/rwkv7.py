@@ -173,9 +173,9 @@ class RWKV7(nnx.Module):
     )
     self.rate_bias = nnx.Param(0.3 * bend + 0.4 * ramp - 0.39)
     self.key_scale = nnx.Param(0.76 - 0.1 * ramp)
-    self.key_rate = nnx.Param(jnp.full(width, 1.02))
-    self.bonus = nnx.Param(jnp.full(width, -0.04))
-    self.norm_scale = nnx.Param(jnp.full(width, _DEPTH**0.7))
+    self.key_rate = nnx.Param(1.02 * jnp.ones(width))
+    self.bonus = nnx.Param(-0.04 * jnp.ones(width))
+    self.norm_scale = nnx.Param(_DEPTH**0.7 * jnp.ones(width))
     self.norm_bias = nnx.Param(jnp.zeros(width))
 
   def init_state(self, batch: int) -> RWKV7State:

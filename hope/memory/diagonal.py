@@ -94,12 +94,13 @@ def token_update(
   """
 
   def step(kernel, x):
-    kernel, *found = one_token(kernel, jax.tree.map(lambda y: y[None], x))
-    return kernel, [y[0] for y in found]
+    x = jax.tree.map(lambda y: y[None], x)
+    kernel, prediction, read = one_token(kernel, x)
+    return kernel, (prediction[0], read[0])
 
   def run(kernel, x):
-    kernel, found = lax.scan(step, kernel, x)
-    return kernel, *found
+    kernel, (predictions, reads) = lax.scan(step, kernel, x)
+    return kernel, predictions, reads
 
   for _ in range(kernel.ndim - 2):
     run = jax.vmap(run)
@@ -111,7 +112,7 @@ def chunk_update(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The recurrence over a chunk in parallel: equal to `token_update`.
 
-  Args and Returns: as `token_update`.
+  Args and Returns: as `token_update`: kernel [..., i, o], x of c tokens.
   """
   c = x.values.shape[-2]
   x = jax.tree.map(_padded, x)

@@ -26,6 +26,15 @@ SIZES = Sizes(
 )
 
 
+# Of `test_public_code_gives_the_same`.
+PUBLIC = (
+  *(-0.8162573222759, -0.3380757898653, -1.078909755353, 0.6912377414547),
+  *(-0.6947369082188, -1.065071843116, -0.2833440929117, 0.6071470019636),
+  *(3.884431518186, -2.107835603881, 0.1253398006673, -6.365188347396),
+  *(5.946250974395, -0.3090284620633, 0.07721693822048, 8.056452729813),
+)
+
+
 def build(dtype=jnp.float64, **options):
   options = {'chunk_size': 4, 'decay_rank': 5, 'gate_rank': 3} | options
   sizes = dataclasses.replace(SIZES, dtype=dtype)
@@ -88,6 +97,29 @@ def oracle(layer, x):
     ys.append((y * g) @ p['output/kernel'])
     losses.append(loss)
   return np.stack(ys), np.swapaxes(states, 1, 2), np.stack(losses)
+
+
+def drawn():
+  """A layer of width 8, its parameters from NumPy in the order of their names.
+
+  They are the same with any version of jax and flax.
+  """
+  sizes = dataclasses.replace(SIZES, width=8, num_heads=2)
+  options = RWKV7Options(chunk_size=4, decay_rank=3, rate_rank=3, gate_rank=3)
+  layer = RWKV7(sizes, options, rngs=nnx.Rngs(0))
+  rng = np.random.default_rng(7)
+  params = nnx.state(layer, nnx.Param)
+  found = sorted(nnx.to_flat_state(params), key=lambda leaf: leaf[0])
+  filled = [
+    (path, leaf.replace(jnp.asarray(0.5 * rng.standard_normal(leaf.shape))))
+    for path, leaf in found
+  ]
+  nnx.update(layer, nnx.from_flat_state(filled))
+  return layer
+
+
+def drawn_inputs():
+  return jnp.asarray(np.random.default_rng(8).standard_normal((5, 8)))
 
 
 @pytest.mark.parametrize('chunk', [1, 4, 64])
@@ -176,3 +208,14 @@ def test_pallas_is_refused():
   sizes = dataclasses.replace(SIZES, kernel='pallas')
   with pytest.raises(ValueError, match="pallas' has one decay.*kernel='xla'"):
     PART.check(sizes, RWKV7Options())
+
+
+def test_public_code_gives_the_same(x64):
+  """The last two of five outputs of the authors' NumPy code, made once.
+
+  It is `time_mixing` of RWKV-v7/rwkv_v7_numpy.py in github.com/BlinkDL/RWKV-LM
+  (Apache-2.0), as the first layer: without the values of an earlier one.
+  """
+  layer, x = drawn(), drawn_inputs()
+  y, _ = layer(x[None])
+  assert relative(y[0, -2:], np.reshape(PUBLIC, (2, 8))) <= BAR

@@ -82,6 +82,31 @@ def call(module, jit=jit):
   return functools.partial(run, params)
 
 
+def assert_gradients_are_differences(module, x):
+  """Those of every parameter, each along a random direction, in float64."""
+  graph, params = nnx.split(module, nnx.Param)
+  rng = np.random.default_rng(5)
+  draw = lambda shape: jnp.asarray(rng.standard_normal(shape))
+  probe = draw(x.shape)
+
+  def loss(params):
+    return jnp.sum(probe * nnx.merge(graph, params)(x)[0])
+
+  gradients = jax.tree.leaves(jit(jax.grad(loss))(params))
+  leaves, tree = jax.tree.flatten(params)
+  run = jit(lambda leaves: loss(tree.unflatten(leaves)))
+  for place, gradient in enumerate(gradients):
+    way = draw(gradient.shape)
+    ahead, behind = (
+      run([*leaves[:place], leaves[place] + step * way, *leaves[place + 1 :]])
+      for step in (1e-5, -1e-5)
+    )
+    expected = (ahead - behind) / 2e-5
+    assert abs(jnp.vdot(gradient, way) - expected) <= GRADIENT_BAR * max(
+      1, abs(expected)
+    )
+
+
 def small_config(**fields):
   config = config_lib.base_config()
   config.model.width, config.model.num_heads = 16, 2

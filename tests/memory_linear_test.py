@@ -13,6 +13,7 @@ from hope.memory import linear
 
 BAR = 1e-12
 T = 27
+FEEDBACK = np.array([0.3, 0.9])
 GAMMA = np.array([0.9, 0.97])  # of two heads
 
 # Of a sequence of one head, the published states [t + 1, o, i].
@@ -22,6 +23,9 @@ PUBLISHED = {
   'delta_net': lambda s, k, v, beta, **_: reference.delta_net(s, k, v, beta),
   'gated_delta_net': lambda s, k, v, alpha, beta, **_: (
     reference.gated_delta_net(s, k, v, alpha, beta)
+  ),
+  'comba': lambda s, k, v, alpha, beta, feedback, **_: reference.comba(
+    s, k, v, alpha, beta, feedback
   ),
 }
 
@@ -46,8 +50,13 @@ def arguments(name, data):
     'retention': {'alpha': GAMMA[:, None]},
     'delta_net': {'beta': data['beta']},
     'gated_delta_net': {'alpha': data['alpha'], 'beta': data['beta']},
+    'comba': {
+      'alpha': data['alpha'],
+      'beta': data['beta'],
+      'feedback': FEEDBACK[:, None],
+    },
   }
-  return shared | rates[name], 'delta' in name
+  return shared | rates[name], 'delta' in name or name == 'comba'
 
 
 @functools.partial(jax.jit, static_argnames=('erase', 'chunk', 'kernel'))
@@ -73,6 +82,7 @@ def expected(name, data, begin=0):
       alpha=one['alpha'][:, 0],
       beta=one['beta'][:, 0],
       gamma=GAMMA[n],
+      feedback=FEEDBACK[n],
     )
     y[b, begin:, n] = np.einsum('toi,ti->to', states[1:], one['q'])
     kernels[b, n] = states[-1].T
@@ -164,7 +174,7 @@ def test_a_stream_starts_a_document_at_any_piece(x64):
     'gated_delta_net',
     *(
       pytest.param(n, marks=pytest.mark.slow)
-      for n in ('retention', 'delta_net')
+      for n in ('retention', 'delta_net', 'comba')
     ),
   ],
 )

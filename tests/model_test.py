@@ -52,7 +52,7 @@ def tokens(batch=2, length=8):
 # --------------------------------------------------------------------- presets
 
 
-@pytest.mark.parametrize('mixer', ['titans', 'attention'])
+@pytest.mark.parametrize('mixer', ['titans', 'attention', 'delta', 'rwkv7'])
 @pytest.mark.parametrize('name', NAMED)
 def test_a_preset_has_the_parameters_of_its_name(name, mixer):
   config = config_lib.base_config()

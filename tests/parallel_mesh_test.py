@@ -166,6 +166,22 @@ def test_a_mesh_changes_nothing_but_rounding(
 
 @pytest.mark.slow
 @pytest.mark.xdist_group('mesh')
+@pytest.mark.parametrize('sizes', [(1, 8, 1, 1), (2, 1, 2, 2)])
+@pytest.mark.parametrize(
+  'mixer',
+  [
+    'rwkv7(chunk_size=8)',
+    "delta(rule='comba', chunk_size=8, correction=1.0)",
+  ],
+)
+def test_recurrences_on_a_mesh(alone, mixer, sizes):
+  """Comba's d starts at 1: Adam's steps would be as large as 0.02 itself."""
+  result = run(8, 1, **{'model.pattern': f'{mixer}+cms'}, **axes(sizes))
+  assert_equal(result, alone(mixer, 'adamw'))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group('mesh')
 @pytest.mark.parametrize('mixer', ['titans', 'attention'])
 def test_documents_on_a_mesh(mixer):
   config = {

@@ -78,6 +78,8 @@ CASES = {
   ),
   'ttt linear': mixer('ttt', chunk_size=CHUNK),
   'ttt mlp': mixer('ttt', model='mlp', hidden_multiple=2, chunk_size=CHUNK),
+  'delta comba': mixer('delta', rule='comba', chunk_size=CHUNK),
+  'rwkv7': mixer('rwkv7', chunk_size=CHUNK, gate_rank=3),
   'cms outer': feedforward('cms', periods=(1, 4), variant='independent'),
   'cms in_context': feedforward('cms', mode='in_context', periods=(2, CHUNK)),
   'swiglu': feedforward('swiglu'),
@@ -218,6 +220,8 @@ def test_it_builds_at_the_papers_sizes(name):
     lambda: case.part.build(sizes, options, rngs=nnx.Rngs(0))
   )
   params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+  # After a step nothing is weakly typed: the step would compile a second time.
+  assert not any(leaf.weak_type for leaf in jax.tree.leaves(params))
   stored = placement.of_params(
     params, one_device(), tuple(case.part.parameters(options))
   )
@@ -263,6 +267,7 @@ def test_memories_measure_their_losses_where_asked(name):
     'titans': ['memory', *generated, *changes],
     'delta': ['memory'],
     'ttt': ['memory'],
+    'rwkv7': ['memory'],
     'cms in_context': ['cms_level_0', 'cms_level_1'],
   }
   (expected,) = [

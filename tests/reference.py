@@ -315,6 +315,21 @@ def gated_delta_net(
   return np.stack(states)
 
 
+def comba(
+  s: Array, k: Array, v: Array, alpha: Array, beta: Array, feedback: float
+) -> Array:
+  """Comba (arXiv:2506.02475).
+
+  S_t = S_{t-1} (alpha_t I - b beta_t k_t k_t^T) + beta_t v_t k_t^T.
+  """
+  states = [s]
+  for t in range(len(k)):
+    kept = alpha[t] * np.eye(k.shape[1])
+    kept -= feedback * beta[t] * np.outer(k[t], k[t])
+    states.append(states[-1] @ kept + beta[t] * np.outer(v[t], k[t]))
+  return np.stack(states)
+
+
 def linear_attention(s: Array, k: Array, v: Array) -> Array:
   """Linear attention, unnormalised: S_t = S_{t-1} + v_t k_t^T."""
   states = [s]
@@ -328,6 +343,21 @@ def retention(s: Array, k: Array, v: Array, gamma: float) -> Array:
   states = [s]
   for t in range(len(k)):
     states.append(gamma * states[-1] + np.outer(v[t], k[t]))
+  return np.stack(states)
+
+
+def rwkv7(
+  s: Array, w: Array, removed: Array, a: Array, k: Array, v: Array
+) -> Array:
+  """RWKV-7 (arXiv:2503.14456), whose vectors are rows.
+
+  S_t = S_{t-1} (diag(w_t) - khat_t^T (a_t * khat_t)) + v_t^T k_t, where
+  `removed` is khat.
+  """
+  states = [s]
+  for t in range(len(k)):
+    kept = np.diag(w[t]) - np.outer(removed[t], a[t] * removed[t])
+    states.append(states[-1] @ kept + np.outer(v[t], k[t]))
   return np.stack(states)
 
 

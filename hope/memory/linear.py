@@ -7,9 +7,14 @@ With the state S as [o, i] and k_t, v_t as columns, as their papers write them,
 
 is Gated DeltaNet (arXiv:2412.06464); with alpha = 1, DeltaNet. Without the
 erase, that is without the bracket, it is linear attention (alpha = beta = 1)
-and RetNet (beta = 1, a constant alpha per head). All are rule (A) of
-`hope.memory.rule` for K = S^T with u = k, g = -v, eta' = beta, no momentum and
-eps = alpha beta, read after the write.
+and RetNet (beta = 1, a constant alpha per head). Comba (arXiv:2506.02475)
+erases a share of its own,
+
+  S_t = S_{t-1} (alpha_t I - b beta_t k_t k_t^T) + beta_t v_t k_t^T
+
+All are rule (A) of `hope.memory.rule` for K = S^T with u = k, g = -v,
+eta' = beta, no momentum and eps = alpha beta, of Comba b beta, read after the
+write.
 """
 
 from typing import Any
@@ -45,6 +50,7 @@ def remember(
   erase: bool,
   alpha: jax.Array | None = None,
   beta: jax.Array | None = None,
+  feedback: jax.Array | None = None,
   chunk: int = stream.MAX_BLOCK,
   kernel: str = 'xla',
   starts: jax.Array | None = None,
@@ -61,6 +67,7 @@ def remember(
     erase: whether what is stored for a key is erased before it is written.
     alpha: broadcastable to [b, t, n, 1], in [0, 1], retention; None: 1.
     beta: broadcastable to [b, t, n, 1], the step itself; None: 1.
+    feedback: broadcastable to [b, t, n, 1], eps / beta; None: alpha.
     chunk: tokens computed at once, up to rounding without effect on numbers.
     kernel: as in `stream.run`.
     starts: bool [b, t], True where a document starts, with K = 0; where they
@@ -77,7 +84,8 @@ def remember(
     return jnp.broadcast_to(rate, (*v.shape[:3], 1))
 
   def body(step: stream.Step) -> tuple[jax.Array, None, Any]:
-    q, k, v, alpha, beta = step.x
+    q, k, v, alpha, beta, share = step.x
+    share = alpha if share is None else share
     beta = step.counted(beta)
 
     def learn(queries: jax.Array, read_after: bool):
@@ -88,7 +96,7 @@ def remember(
         -v,
         eta=beta,
         decay=step.form.decays(alpha, None, step.valid, read_after),
-        erase=alpha * beta if erase else 0.0,
+        erase=share * beta if erase else 0.0,
         queries=queries,
       )
 
@@ -96,12 +104,13 @@ def remember(
     predictions = learn(k, read_after=False)[2] if predicts else None
     return now, None, (y, predictions)
 
+  share = None if feedback is None else column(feedback)
   state, position, (y, predictions) = stream.run(
     body,
     (),
     state,
     position,
-    (q, k, v, column(alpha), column(beta)),
+    (q, k, v, column(alpha), column(beta), share),
     chunk=chunk,
     kernel=kernel,
     starts=starts,

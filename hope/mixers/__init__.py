@@ -1,6 +1,6 @@
 """What mixes tokens: a file for each kind, and a line here."""
 
-from hope.mixers import attention, delta, titans_part, ttt
+from hope.mixers import attention, delta, rwkv7, titans_part, ttt
 from hope.parts import Part
 
 MIXERS: dict[str, Part] = {
@@ -8,4 +8,5 @@ MIXERS: dict[str, Part] = {
   'attention': attention.PART,
   'delta': delta.PART,
   'ttt': ttt.PART,
+  'rwkv7': rwkv7.PART,
 }

@@ -11,11 +11,18 @@ With the state S [o, i] and k, q, v as columns, as their papers write them:
                     y_t = S_t q_t, |q| = |k| = 1 (arXiv:2406.06484)
   gated_deltanet    S_t = alpha_t S_{t-1} (I - beta_t k_t k_t^T)
                           + beta_t v_t k_t^T (arXiv:2412.06464)
+  comba             S_t = S_{t-1} (alpha_t I - b beta_t k_t k_t^T)
+                          + beta_t v_t k_t^T,
+                    y_t = S_t (q_t - d k_t) (arXiv:2506.02475)
 
 beta = sigmoid(x W), times two with negative_eigenvalues; alpha = exp(-exp(a)
-softplus(x W + b)), with a and b as Mamba2 draws them.
+softplus(x W + b)), with a and b as Mamba2 draws them. Comba's b = sigmoid(B);
+B, which starts at 1, and d are learned numbers of each head.
 
-Choice: all four have the same layer around the recurrence, so that they differ
+Choice: d k is subtracted after q and k are normalised, as the equations of
+Comba have it. Its public code subtracts d b k before, and normalises b k, which
+takes b away.
+Choice: all have the same layer around the recurrence, so that they differ
 in it alone: a causal convolution and SiLU on q, k and v, RMSNorm of each head's
 output, and a gate silu(x W) on it. conv_width=0 and output_gate=False leave
 them out.
@@ -50,7 +57,7 @@ from hope.parts import (
   per_token,
 )
 
-RULES = ('linear_attention', 'retnet', 'deltanet', 'gated_deltanet')
+RULES = ('linear_attention', 'retnet', 'deltanet', 'gated_deltanet', 'comba')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +84,11 @@ class DeltaOptions:
     False,
     'Whether beta is in (0, 2) rather than (0, 1), so that a write may turn '
     'what is stored (arXiv:2411.12537).',
+  )
+  correction: float = field(
+    0.02,
+    'The d that comba starts from. Published: 0.02 for models of 340M '
+    'parameters, 1 for 1.3B.',
   )
 
 
@@ -124,7 +136,7 @@ class DeltaLayer(nnx.Module):
       self.conv = CausalConvolution(3 * width, options.conv_width, rngs=rngs)
     if self._erases:
       self.beta = dense(heads)
-    if options.rule == 'gated_deltanet':
+    if self._decays:
       self.alpha = dense(heads)
       key = rngs.params()
       self.alpha_log = nnx.Param(
@@ -137,6 +149,9 @@ class DeltaLayer(nnx.Module):
         )
       )
       self.alpha_bias = nnx.Param(step + jnp.log(-jnp.expm1(-step)))
+    if options.rule == 'comba':
+      self.feedback = nnx.Param(jnp.ones(heads))
+      self.correction = nnx.Param(options.correction * jnp.ones(heads))
     if options.output_gate:
       self.gate = dense(width)
     self.norm = RMSNorm(width // heads)
@@ -144,7 +159,11 @@ class DeltaLayer(nnx.Module):
 
   @property
   def _erases(self) -> bool:
-    return self.options.rule in ('deltanet', 'gated_deltanet')
+    return self.options.rule in ('deltanet', 'gated_deltanet', 'comba')
+
+  @property
+  def _decays(self) -> bool:
+    return self.options.rule in ('gated_deltanet', 'comba')
 
   @property
   def _rotates(self) -> bool:
@@ -178,16 +197,18 @@ class DeltaLayer(nnx.Module):
     return q, k, v, conv
 
   def _rates(self, x: jax.Array) -> dict[str, jax.Array]:
-    """beta and alpha of the recurrence, where they are not 1."""
+    """The rates of `linear.remember` that are not left at their defaults."""
     rates, rule = {}, self.options.rule
     if self._erases:
       beta = placement.by_head(self.beta(x))
       beta = jax.nn.sigmoid(at_least_float32(beta))[..., None]
       rates['beta'] = beta * (2 if self.options.negative_eigenvalues else 1)
-    if rule == 'gated_deltanet':
+    if self._decays:
       step = placement.by_head(self.alpha(x))
       step = jax.nn.softplus(at_least_float32(step) + self.alpha_bias[...])
       rates['alpha'] = jnp.exp(-jnp.exp(self.alpha_log[...]) * step)[..., None]
+    if rule == 'comba':
+      rates['feedback'] = jax.nn.sigmoid(self.feedback[...])[:, None]
     if rule == 'retnet':
       heads = jnp.arange(self.sizes.num_heads)
       rates['alpha'] = (1 - 2.0 ** (-5 - heads))[:, None]
@@ -205,7 +226,10 @@ class DeltaLayer(nnx.Module):
       frequency = rotary.frequencies(head // 2, 1e4)
       q = rotary.rotate(q, place, frequency)
       return q * head**-0.5, rotary.rotate(k, place, frequency), v
-    return l2_normalize(q), l2_normalize(k), v
+    q, k = l2_normalize(q), l2_normalize(k)
+    if rule == 'comba':
+      q -= self.correction[...][:, None] * k
+    return q, k, v
 
   def _losses(self, predictions: jax.Array, v: jax.Array):
     """The memory's objective before each write, mean over heads, [b, t]."""
@@ -292,7 +316,11 @@ def _parameters(options: DeltaOptions) -> list[Leaf]:
       'gates and rates',
       kind='linear',
     ),
-    Leaf('alpha_log|alpha_bias', P('tensor'), 'gates and rates'),
+    Leaf(
+      'alpha_log|alpha_bias|feedback|correction',
+      P('tensor'),
+      'gates and rates',
+    ),
     Leaf('norm/scale', P(), 'norms'),
   ]
 
@@ -302,6 +330,7 @@ _OBJECTIVES = {
   'retnet': '-<S k, v>, decayed',
   'deltanet': '1/2 |S k - v|^2',
   'gated_deltanet': '1/2 |S k - v|^2, decayed',
+  'comba': '1/2 |S k - v|^2, decayed',
 }
 
 
@@ -325,6 +354,13 @@ def _check(sizes: Sizes, options: DeltaOptions) -> None:
     raise ValueError(
       f'model.width={sizes.width} / model.num_heads={sizes.num_heads} must be '
       "even, for the rotation of positions of model.delta.rule='retnet'."
+    )
+  if options.rule == 'comba' and options.negative_eigenvalues:
+    raise ValueError(
+      "model.delta.rule='comba' cannot have "
+      'model.delta.negative_eigenvalues=True: its factor along a key, '
+      'alpha - b beta, is above -1 for beta up to 1, and would reach -2; set '
+      'negative_eigenvalues=False.'
     )
   stream.check_whole(sizes.kernel, sizes.seq_len, options.chunk_size)
 

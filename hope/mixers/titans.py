@@ -165,9 +165,9 @@ class SelfReferentialTitans(nnx.Module):
         _logit(options.projection_rate, -2.0) * rates
       )
       if options.projection_target == 'mixed':
-        self.projection_share = nnx.Param(jnp.full(num_heads, _SHARE))
+        self.projection_share = nnx.Param(_SHARE * jnp.ones(num_heads))
     if options.target == 'mixed':
-      self.memory_share = nnx.Param(jnp.full(num_heads, _SHARE))
+      self.memory_share = nnx.Param(_SHARE * jnp.ones(num_heads))
     if options.output_norm:
       self.norm = RMSNorm(d)
     if options.output_gate:

@@ -74,6 +74,7 @@ CASES = {
   'delta gated_deltanet': mixer(
     'delta', rule='gated_deltanet', chunk_size=CHUNK
   ),
+  'lstm': mixer('lstm'),
   'cms outer': feedforward('cms', periods=(1, 4), variant='independent'),
   'cms in_context': feedforward('cms', mode='in_context', periods=(2, CHUNK)),
   'swiglu': feedforward('swiglu'),

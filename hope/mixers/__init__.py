@@ -1,10 +1,11 @@
 """What mixes tokens: a file for each kind, and a line here."""
 
-from hope.mixers import attention, delta, titans_part
+from hope.mixers import attention, delta, lstm, titans_part
 from hope.parts import Part
 
 MIXERS: dict[str, Part] = {
   'titans': titans_part.PART,
   'attention': attention.PART,
   'delta': delta.PART,
+  'lstm': lstm.PART,
 }

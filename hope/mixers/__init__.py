@@ -1,6 +1,6 @@
 """What mixes tokens: a file for each kind, and a line here."""
 
-from hope.mixers import attention, delta, lstm, titans_part
+from hope.mixers import attention, delta, lstm, srwm, titans_part
 from hope.parts import Part
 
 MIXERS: dict[str, Part] = {
@@ -8,4 +8,5 @@ MIXERS: dict[str, Part] = {
   'attention': attention.PART,
   'delta': delta.PART,
   'lstm': lstm.PART,
+  'srwm': srwm.PART,
 }

@@ -17,15 +17,21 @@ from layer_cases import (
   BAR,
   STREAM_BAR,
   assert_same,
+  call,
   inputs,
   jit,
+  model_module,
   randomize,
   relative,
+  small_config,
 )
 import numpy as np
 import pytest
 
+from hope import blocks
+from hope.config import base_config, resolve
 from hope.mixers import MIXERS
+from hope.model import Block, Hope
 from hope.parts import Sizes
 
 WIDTH, HEADS, LENGTH = 12, 3, 21
@@ -82,6 +88,33 @@ def srwm(p, x, state, features=softmax):
   return ys, {'memory': np.stack(ends)}
 
 
+def silu(x):
+  return x * sigmoid(x)
+
+
+def mamba(p, x, state):
+  channels, n = p['a_log'].shape
+  rank, taps = len(p['step/kernel']), p['conv/kernel']
+  last = np.zeros((len(taps) - 1, channels)) if state is None else state['conv']
+  h = np.zeros((channels, n)) if state is None else state['memory']
+  ys = []
+  for token in x:
+    seen = np.concatenate([last, [token @ p['input/kernel']]])
+    last = seen[1:]
+    u = silu(np.sum(seen * taps, axis=0) + p['conv_bias'])
+    selected = u @ p['selection/kernel']
+    step, write, read = np.split(selected, [rank, rank + n])
+    step = np.log(1 + np.exp(step @ p['step/kernel'] + p['step_bias']))
+    y = p['skip'] * u
+    for c in range(channels):
+      decay = np.exp(-step[c] * np.exp(p['a_log'][c]))
+      new = decay * h[c] + step[c] * write * u[c]
+      h = np.concatenate([h[:c], [new], h[c + 1 :]])
+      y = y + np.eye(channels)[c] * (new @ read)
+    ys.append(y * silu(token @ p['gate/kernel']) @ p['output/kernel'])
+  return np.stack(ys), {'conv': last, 'memory': h}
+
+
 class Case(NamedTuple):
   """A mixer with options, and its oracle."""
 
@@ -97,6 +130,10 @@ CASES = {
     'srwm',
     {'input_softmax': False},
     functools.partial(srwm, features=np.asarray),
+  ),
+  'mamba': Case('mamba', {}, mamba),
+  'mamba narrow': Case(
+    'mamba', {'state_size': 3, 'expand': 1, 'conv_width': 2}, mamba
   ),
 }
 over_cases = pytest.mark.parametrize('case', CASES.values(), ids=CASES)
@@ -266,3 +303,79 @@ def test_lstm_as_drawn():
   np.testing.assert_array_equal(
     module.bias[...].reshape(4, WIDTH)[:, 0], [0, 1, 0, 0]
   )
+
+
+def test_mamba_as_drawn():
+  """A = -1, ..., -N; steps from 1e-3 to 1e-1; the skip is 1."""
+  part = MIXERS['mamba']
+  sizes = dataclasses.replace(SIZES, width=48, dtype=jnp.float32)
+  module = part.build(sizes, part.options(), rngs=nnx.Rngs(0))
+  a = -np.exp(module.a_log[...])
+  np.testing.assert_allclose(a, np.tile(-np.arange(1, 17), (96, 1)), rtol=1e-6)
+  steps = np.sort(jax.nn.softplus(module.step_bias[...]))
+  assert 9e-4 < steps[0] < 2e-3 < 5e-2 < steps[-1] < 1.1e-1
+  assert 5e-3 < np.median(steps) < 2e-2
+  np.testing.assert_array_equal(module.skip[...], 1)
+  np.testing.assert_array_equal(module.conv_bias[...], 0)
+  kernel = module.step.kernel[...]
+  assert kernel.shape == (3, 96) and 0.5 < abs(kernel).max() <= 3**-0.5
+
+
+@pytest.mark.parametrize('name', ['srwm', 'mamba'])
+def test_the_backward_pass_keeps_no_state_per_token(name):
+  """Temporary memory of the gradient, by 1,024 states of one row."""
+  case = CASES[name]
+  if name == 'mamba':
+    case = case._replace(options={'state_size': 128})
+  module = build(case, jnp.float32, width=48)
+  graph, params = nnx.split(module)
+
+  def loss(params, x):
+    return jnp.sum(jnp.square(nnx.merge(graph, params)(x, None, None)[0]))
+
+  x = jax.ShapeDtypeStruct((1, 1024, 48), jnp.float32)
+  compiled = jit(jax.grad(loss)).lower(params, x).compile()
+  per_token = 4 * module.init_state(1).memory.size
+  used = compiled.memory_analysis().temp_size_in_bytes
+  assert used < 1024 * per_token / 2
+
+
+SAMBA = 'mamba+swiglu, attention(max_context=8)+swiglu'
+
+
+def test_samba_is_a_pattern():
+  config = small_config(**{'model.pattern': SAMBA, 'model.vocab_size': 64})
+  model = nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(0)))
+  kinds = [type(block.mixer).__name__ for block in model.blocks]
+  assert kinds == ['MambaLayer', 'CausalAttention']
+  logits, state = nnx.eval_shape(
+    lambda model: model(jnp.zeros((2, 20), jnp.int32)), model
+  )
+  assert logits.shape == (2, 20, 64)
+  assert state[0][0].memory.shape == (1, 2, 32, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('pattern', [SAMBA, 'lstm+cms, srwm+cms'])
+def test_a_model_of_them_reads_in_pieces(pattern):
+  model = model_module(**{'model.pattern': pattern})
+  run = call(model)
+  tokens = np.random.default_rng(0).integers(0, 64, (2, 20))
+  whole, end = run(tokens, model.init_state(2))
+  state, logits = model.init_state(2), []
+  for piece in (tokens[:, :10], tokens[:, 10:]):
+    found, state = run(piece, state)
+    logits.append(found)
+  logits = jnp.concatenate(logits, axis=1)
+  assert_same((logits, state), (whole, end), STREAM_BAR)
+
+
+@pytest.mark.parametrize('mixer', ['lstm', 'srwm', 'mamba'])
+def test_blocks_have_the_parameters_of_other_blocks(mixer):
+  """At the paper's size: 12.5 width^2, within 2%."""
+  config = base_config()
+  config.model.preset, config.model.pattern = '760m', f'{mixer}+cms'
+  (spec,) = blocks.pattern(resolve(config, 64))
+  block = nnx.eval_shape(lambda: Block(spec, rngs=nnx.Rngs(0)))
+  count = sum(x.size for x in jax.tree.leaves(nnx.state(block, nnx.Param)))
+  assert abs(count / (12.5 * 1536**2) - 1) <= 0.02

@@ -151,7 +151,7 @@ def alone():
       else pytest.mark.slow,
     )
     for processes in (1, 2)
-    for mixer in ('titans', 'attention', 'lstm', 'srwm')
+    for mixer in ('titans', 'attention', 'lstm', 'srwm', 'mamba')
     for name in ('adamw', 'm3')
     for sizes in MESHES
   ],
@@ -166,7 +166,9 @@ def test_a_mesh_changes_nothing_but_rounding(
 
 @pytest.mark.slow
 @pytest.mark.xdist_group('mesh')
-@pytest.mark.parametrize('mixer', ['titans', 'attention', 'lstm', 'srwm'])
+@pytest.mark.parametrize(
+  'mixer', ['titans', 'attention', 'lstm', 'srwm', 'mamba']
+)
 def test_documents_on_a_mesh(mixer):
   config = {
     'model.pattern': f'{mixer}+cms',

@@ -76,6 +76,7 @@ CASES = {
   ),
   'lstm': mixer('lstm'),
   'srwm': mixer('srwm'),
+  'mamba': mixer('mamba'),
   'cms outer': feedforward('cms', periods=(1, 4), variant='independent'),
   'cms in_context': feedforward('cms', mode='in_context', periods=(2, CHUNK)),
   'swiglu': feedforward('swiglu'),

@@ -1,6 +1,6 @@
 """What mixes tokens: a file for each kind, and a line here."""
 
-from hope.mixers import attention, delta, lstm, srwm, titans_part
+from hope.mixers import attention, delta, lstm, mamba, srwm, titans_part
 from hope.parts import Part
 
 MIXERS: dict[str, Part] = {
@@ -9,4 +9,5 @@ MIXERS: dict[str, Part] = {
   'delta': delta.PART,
   'lstm': lstm.PART,
   'srwm': srwm.PART,
+  'mamba': mamba.PART,
 }

@@ -32,7 +32,7 @@ from hope import blocks
 from hope.config import base_config, resolve
 from hope.mixers import MIXERS
 from hope.model import Block, Hope
-from hope.parts import Sizes
+from hope.parts import InnerLosses, Sizes
 
 WIDTH, HEADS, LENGTH = 12, 3, 21
 SIZES = Sizes(
@@ -379,3 +379,26 @@ def test_blocks_have_the_parameters_of_other_blocks(mixer):
   block = nnx.eval_shape(lambda: Block(spec, rngs=nnx.Rngs(0)))
   count = sum(x.size for x in jax.tree.leaves(nnx.state(block, nnx.Param)))
   assert abs(count / (12.5 * 1536**2) - 1) <= 0.02
+
+
+def test_srwm_measures_its_objective(x64):
+  """1/2 |W f(k) - W f(q)|^2 at the matrix before the write, mean over heads."""
+  module = build(CASES['srwm'])
+  module.set_attributes(measures=True)
+
+  def measure(module, x):
+    _, state = module(x[:, :2])
+    module(x[:, 2:], state)
+    found = nnx.to_pure_dict(nnx.pop(module, InnerLosses))
+    return state, found['inner_losses']['memory']
+
+  x = inputs(1, 3, WIDTH, np.float64)
+  state, losses = nnx.jit(measure)(module, x)
+  d, expected = WIDTH // HEADS, 0.0
+  for head in range(HEADS):
+    w = np.asarray(state.memory[0, head]).T
+    read = w @ softmax(np.asarray(x[0, 2, head * d : (head + 1) * d]))
+    query, key = (softmax(read[j * d : (j + 1) * d]) for j in (1, 2))
+    expected += np.sum(np.square(w @ key - w @ query)) / 2 / HEADS
+  assert losses.shape == (1, 1)
+  assert relative(losses[0, 0], expected) <= BAR

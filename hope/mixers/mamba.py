@@ -246,8 +246,11 @@ def metrics(state: MambaState) -> dict[str, jax.Array]:
 
 
 def _hidden_multiple(options: MambaOptions) -> float:
-  """What is left of the blocks' 12.5 width^2, and an eighth at least."""
-  return max(1 / 8, (12.5 - 3.125 * options.expand) / 8)
+  """What is left of the blocks' 12.5 width^2, in sixteenths of the width.
+
+  The layer has 3 1/8 expand width^2.
+  """
+  return max(2, int(25 - 6.25 * options.expand)) / 16
 
 
 PART = Part(

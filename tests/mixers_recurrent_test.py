@@ -96,7 +96,9 @@ def mamba(p, x, state):
   channels, n = p['a_log'].shape
   rank, taps = len(p['step/kernel']), p['conv/kernel']
   last = np.zeros((len(taps) - 1, channels)) if state is None else state['conv']
-  h = np.zeros((channels, n)) if state is None else state['memory']
+  h = np.zeros((channels, n))
+  if state is not None:
+    h = state['memory'].reshape(channels, n)
   ys = []
   for token in x:
     seen = np.concatenate([last, [token @ p['input/kernel']]])
@@ -112,7 +114,7 @@ def mamba(p, x, state):
       h = np.concatenate([h[:c], [new], h[c + 1 :]])
       y = y + np.eye(channels)[c] * (new @ read)
     ys.append(y * silu(token @ p['gate/kernel']) @ p['output/kernel'])
-  return np.stack(ys), {'conv': last, 'memory': h}
+  return np.stack(ys), {'conv': last, 'memory': h.reshape(HEADS, -1, n)}
 
 
 class Case(NamedTuple):
@@ -352,7 +354,7 @@ def test_samba_is_a_pattern():
     lambda model: model(jnp.zeros((2, 20), jnp.int32)), model
   )
   assert logits.shape == (2, 20, 64)
-  assert state[0][0].memory.shape == (1, 2, 32, 16)
+  assert state[0][0].memory.shape == (1, 2, 2, 16, 16)
 
 
 @pytest.mark.slow

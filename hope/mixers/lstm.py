@@ -65,6 +65,7 @@ def _step(kernel, state: LSTMState, inputs) -> tuple[LSTMState, jax.Array]:
     kernel,
     preferred_element_type=gates.dtype,
   )
+  gates = placement.constrain(gates, 'level')
   write, keep, new, read = jnp.split(gates, 4, axis=-1)
   cell = jax.nn.sigmoid(keep) * state.cell
   cell += jax.nn.sigmoid(write) * jnp.tanh(new)
@@ -177,7 +178,9 @@ class LSTMLayer(nnx.Module):
       state,
       None if starts is None else starts.T,
     )
-    y = jnp.swapaxes(y, 0, 1).astype(self.sizes.dtype)
+    # Else the recurrence would be split over devices as its readers are.
+    y = placement.constrain(jnp.swapaxes(y, 0, 1), 'level')
+    y = y.astype(self.sizes.dtype)
     state = finite.spoil(state, None if spoiled is None else spoiled[:, -1])
     return finite.spoil(y, spoiled), state
 

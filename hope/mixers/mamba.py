@@ -18,6 +18,8 @@ Choice: tokens are computed one by one: on the CPU this takes a quarter of the
 time of associative scans within blocks of 16 or 64 tokens. The backward pass
 keeps a state for each group of tokens, and computes those between them again
 (`hope.memory.stream`).
+Choice: the channels are split into `model.num_heads` groups, which changes no
+number: on a mesh each device has groups of its own.
 Choice: the convolution starts as the identity plus noise, as in all layers.
 """
 
@@ -63,7 +65,7 @@ class MambaState(NamedTuple):
 
   Attributes:
     conv: [b, conv_width - 1, d], last inputs of the convolution.
-    memory: h, [b, d, N].
+    memory: h, [b, n, d / n, N] for n = model.num_heads groups of channels.
   """
 
   conv: jax.Array
@@ -81,32 +83,41 @@ def select(
 ) -> tuple[jax.Array, jax.Array]:
   """The selective state space over a piece, without the skip.
 
+  Channels come in groups n, each of which may be on a device of its own.
+
   Args:
-    a: A, negative, [d, N]; all inputs float32 or wider.
-    memory: h before the first token, [b, d, N].
-    x: [b, t, d].
-    step: D_t, [b, t, d].
+    a: A, negative, [n, d, N]; all inputs float32 or wider.
+    memory: h before the first token, [b, n, d, N].
+    x: [b, t, n, d].
+    step: D_t, [b, t, n, d].
     write: B_t, [b, t, N].
     read: C_t, [b, t, N].
     starts: bool [b, t], True where a document starts, with h = 0; None:
       nowhere.
 
   Returns:
-    (y, memory), y [b, t, d].
+    (y, memory), y [b, t, n, d].
   """
+  b, t, n, _ = x.shape
+
+  def spread(z: jax.Array) -> jax.Array:
+    """A copy for each group: the scan's backward pass sums no gradients."""
+    z = jnp.broadcast_to(z[:, :, None], (b, t, n, z.shape[-1]))
+    return placement.constrain(z, 'heads')
 
   def body(of_token: stream.Step):
-    # x, step [b, d, 1]; write, read [b, 1, 1, N].
+    # x, step [b, n, 1, d]; write, read [b, n, 1, N].
     x, step, write, read = of_token.x
-    h = jnp.exp(step * a) * of_token.now + step * x * write[:, 0]
-    return h, None, jnp.sum(h * read[:, 0], axis=-1, keepdims=True)
+    step, x = step.swapaxes(-2, -1), x.swapaxes(-2, -1)
+    h = jnp.exp(step * of_token.consts) * of_token.now + step * x * write
+    return h, None, jnp.sum(h * read, axis=-1)[:, :, None]
 
   state, _, y = stream.run(
     body,
-    (),
+    placement.constrain(mlp.spread(a, b), 'memory'),
     mlp.State(start=None, now=memory, trace=None),
     None,
-    (x, step, write[:, :, None], read[:, :, None]),
+    (x, step, spread(write), spread(read)),
     chunk=1,
     starts=starts,
   )
@@ -146,7 +157,8 @@ class MambaLayer(nnx.Module):
 
   def init_state(self, batch: int) -> MambaState:
     """The state before the first token."""
-    shape = batch, self.channels, self.options.state_size
+    groups = self.sizes.num_heads, self.channels // self.sizes.num_heads
+    shape = batch, *groups, self.options.state_size
     memory = jnp.zeros(shape, jnp.result_type(float))
     return MambaState(
       conv=self.conv.init_state(batch),
@@ -160,15 +172,18 @@ class MambaLayer(nnx.Module):
       found, [self.rank, self.rank + self.options.state_size], axis=-1
     )
     step = placement.constrain(self.step(step), 'heads')
+    step = jax.nn.softplus(step + self.step_bias[...])
+    groups = self.sizes.num_heads, self.channels // self.sizes.num_heads
     y, memory = select(
-      -jnp.exp(self.a_log[...]),
+      -jnp.exp(self.a_log[...]).reshape(*groups, -1),
       memory,
-      x,
-      jax.nn.softplus(step + self.step_bias[...]),
+      x.reshape(*x.shape[:2], *groups),
+      step.reshape(*x.shape[:2], *groups),
       write,
       read,
       starts,
     )
+    y = placement.constrain(y, 'heads').reshape(x.shape)
     return y + self.skip[...] * x, memory
 
   def __call__(
@@ -236,12 +251,12 @@ def _levels(sizes: Sizes, options: MambaOptions) -> list[Level]:
 
 
 def metrics(state: MambaState) -> dict[str, jax.Array]:
-  """Norm of the state, by layer: RMS over the batch.
+  """Norm of the state, by layer: RMS over groups and batch.
 
   Args:
     state: of stacked layers, [layers, b, ...].
   """
-  square = jnp.sum(jnp.square(state.memory), axis=(2, 3)).mean(1)
+  square = jnp.sum(jnp.square(state.memory), axis=(3, 4)).mean((1, 2))
   return {'memory/state_norm': jnp.sqrt(square)}
 
 

@@ -20,7 +20,8 @@ model.num_layers, model.width, model.num_heads = 2, 32, 4
 model.titans.chunk_size = model.titans.projection_chunk_size = 8
 model.cms.periods = (1,)
 config.data.seq_len, config.data.batch_size = 32, 8
-for axis, size in json.loads(sys.argv[1]).items():
+model.pattern = sys.argv[1]
+for axis, size in json.loads(sys.argv[2]).items():
   config.mesh[axis] = size
 config = resolve(config, 16)
 mesh = mesh_lib.make_mesh(config)
@@ -51,8 +52,8 @@ print(json.dumps({
 """
 
 
-def compiled(**axes):
-  return run_program(PROGRAM, json.dumps(axes), devices=8)
+def compiled(mixer='titans', **axes):
+  return run_program(PROGRAM, f'{mixer}+cms', json.dumps(axes), devices=8)
 
 
 def test_fsdp_gathers_the_parameters_of_a_layer_and_sums_their_gradients():
@@ -83,7 +84,17 @@ def test_fsdp_gathers_the_parameters_of_a_layer_and_sums_their_gradients():
 )
 def test_no_collective_within_the_scan_over_chunks(axes):
   """Each runs at most once a layer and pass: none gathers fast weights."""
-  found = compiled(**axes)['collectives']
+  assert_outside_of_scans(compiled(**axes)['collectives'])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mixer', ['lstm', 'srwm', 'mamba'])
+def test_no_collective_within_the_scan_over_tokens(mixer):
+  found = compiled(mixer, fsdp=2, seq=2, tensor=2)
+  assert_outside_of_scans(found['collectives'])
+
+
+def assert_outside_of_scans(found):
   assert found
   for collective in found:
     assert collective['times'] in (1, LAYERS), collective

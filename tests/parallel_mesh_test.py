@@ -151,7 +151,7 @@ def alone():
       else pytest.mark.slow,
     )
     for processes in (1, 2)
-    for mixer in ('titans', 'attention')
+    for mixer in ('titans', 'attention', 'lstm', 'srwm', 'mamba')
     for name in ('adamw', 'm3')
     for sizes in MESHES
   ],
@@ -172,6 +172,9 @@ def test_a_mesh_changes_nothing_but_rounding(
   [
     'rwkv7(chunk_size=8)',
     "delta(rule='comba', chunk_size=8, correction=1.0)",
+    'ttt(chunk_size=8)',
+    "ttt(model='mlp', chunk_size=8)",
+    'titans(lmm, chunk_size=8)',
   ],
 )
 def test_recurrences_on_a_mesh(alone, mixer, sizes):
@@ -182,7 +185,9 @@ def test_recurrences_on_a_mesh(alone, mixer, sizes):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group('mesh')
-@pytest.mark.parametrize('mixer', ['titans', 'attention'])
+@pytest.mark.parametrize(
+  'mixer', ['titans', 'attention', 'ttt', 'lstm', 'srwm', 'mamba']
+)
 def test_documents_on_a_mesh(mixer):
   config = {
     'model.pattern': f'{mixer}+cms',

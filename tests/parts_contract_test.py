@@ -80,6 +80,9 @@ CASES = {
   'ttt mlp': mixer('ttt', model='mlp', hidden_multiple=2, chunk_size=CHUNK),
   'delta comba': mixer('delta', rule='comba', chunk_size=CHUNK),
   'rwkv7': mixer('rwkv7', chunk_size=CHUNK, gate_rank=3),
+  'lstm': mixer('lstm'),
+  'srwm': mixer('srwm'),
+  'mamba': mixer('mamba'),
   'cms outer': feedforward('cms', periods=(1, 4), variant='independent'),
   'cms in_context': feedforward('cms', mode='in_context', periods=(2, CHUNK)),
   'swiglu': feedforward('swiglu'),
@@ -136,7 +139,8 @@ def test_a_token_sees_none_that_follow_and_no_other_row(name, x64):
   params, run = compiled(name)
   x = inputs()
   plain, _ = run(params, x, None, None)
-  moved, _ = run(params, x.at[0, 7].add(1.0), None, None)
+  # Not by the same in all channels: a softmax would not see it.
+  moved, _ = run(params, x.at[0, 7].add(inputs(1)[0, 7]), None, None)
   np.testing.assert_array_equal(moved[0, :7], plain[0, :7])
   np.testing.assert_array_equal(moved[1], plain[1])
   assert np.abs(moved[0, 7] - plain[0, 7]).max() > 1e-6
@@ -268,6 +272,7 @@ def test_memories_measure_their_losses_where_asked(name):
     'delta': ['memory'],
     'ttt': ['memory'],
     'rwkv7': ['memory'],
+    'srwm': ['memory'],
     'cms in_context': ['cms_level_0', 'cms_level_1'],
   }
   (expected,) = [

@@ -1,6 +1,15 @@
 """What mixes tokens: a file for each kind, and a line here."""
 
-from hope.mixers import attention, delta, rwkv7, titans_part, ttt
+from hope.mixers import (
+  attention,
+  delta,
+  lstm,
+  mamba,
+  rwkv7,
+  srwm,
+  titans_part,
+  ttt,
+)
 from hope.parts import Part
 
 MIXERS: dict[str, Part] = {
@@ -9,4 +18,7 @@ MIXERS: dict[str, Part] = {
   'delta': delta.PART,
   'ttt': ttt.PART,
   'rwkv7': rwkv7.PART,
+  'lstm': lstm.PART,
+  'srwm': srwm.PART,
+  'mamba': mamba.PART,
 }

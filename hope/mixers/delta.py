@@ -38,7 +38,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from hope.fields import field
-from hope.layers import rotary
+from hope.layers import rotary, step_size
 from hope.layers.convolution import CausalConvolution
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
@@ -142,13 +142,7 @@ class DeltaLayer(nnx.Module):
       self.alpha_log = nnx.Param(
         jnp.log(jax.random.uniform(key, (heads,), minval=1.0, maxval=16.0))
       )
-      # softplus(bias) is spread from 1e-3 to 1e-1, evenly in its logarithm.
-      step = jnp.exp(
-        jax.random.uniform(
-          rngs.params(), (heads,), minval=jnp.log(1e-3), maxval=jnp.log(1e-1)
-        )
-      )
-      self.alpha_bias = nnx.Param(step + jnp.log(-jnp.expm1(-step)))
+      self.alpha_bias = nnx.Param(step_size.draw_bias(rngs.params(), (heads,)))
     if options.rule == 'comba':
       self.feedback = nnx.Param(jnp.ones(heads))
       self.correction = nnx.Param(options.correction * jnp.ones(heads))

@@ -10,12 +10,15 @@ PROGRAM = """
 import json, sys
 import jax, numpy as np
 from hope.config import base_config, resolve
+from hope.layers import blockwise
 from hope.profiling.hlo import Program
 from hope.parallel import mesh as mesh_lib
 from hope.training import step as step_lib
 
+blockwise.MAX_BLOCK = 8  # attention is in four blocks
 config = base_config()
 model = config.model
+model.pattern = sys.argv[2]
 model.num_layers, model.width, model.num_heads = 2, 32, 4
 model.titans.chunk_size = model.titans.projection_chunk_size = 8
 model.cms.periods = (1,)
@@ -51,8 +54,8 @@ print(json.dumps({
 """
 
 
-def compiled(**axes):
-  return run_program(PROGRAM, json.dumps(axes), devices=8)
+def compiled(pattern='titans+cms', **axes):
+  return run_program(PROGRAM, json.dumps(axes), pattern, devices=8)
 
 
 def test_fsdp_gathers_the_parameters_of_a_layer_and_sums_their_gradients():
@@ -74,16 +77,18 @@ def test_fsdp_gathers_the_parameters_of_a_layer_and_sums_their_gradients():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'axes',
+  ('pattern', 'axes'),
   [
-    {'fsdp': 2, 'seq': 2, 'tensor': 2},
-    {'seq': 4},
-    {'tensor': 4},
+    ('titans+cms', {'fsdp': 2, 'seq': 2, 'tensor': 2}),
+    ('titans+cms', {'seq': 4}),
+    ('titans+cms', {'tensor': 4}),
+    ('attention+cms', {'seq': 4}),
+    ('attention+cms', {'fsdp': 2, 'seq': 2, 'tensor': 2}),
   ],
 )
-def test_no_collective_within_the_scan_over_chunks(axes):
+def test_no_collective_within_the_scan_over_chunks(pattern, axes):
   """Each runs at most once a layer and pass: none gathers fast weights."""
-  found = compiled(**axes)['collectives']
+  found = compiled(pattern, **axes)['collectives']
   assert found
   for collective in found:
     assert collective['times'] in (1, LAYERS), collective

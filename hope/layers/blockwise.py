@@ -16,6 +16,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from hope.parallel import placement
+
 # Most queries of a block, and as many for windows that are no longer: the
 # fastest of 64 to 1,024 on a CPU.
 MAX_BLOCK = 256
@@ -191,12 +193,13 @@ def attend(
   place = front + s - t + np.arange(count * q_block, dtype=np.int32)
   first = jnp.atleast_2d(first) + front
   queries = _split(q.reshape(b, t, m, n // m, d), 0, back, q_block)
+  in_blocks = functools.partial(placement.constrain, kind='blocks')
   blocks = _Blocks(
-    q=jnp.einsum('Nbqmgd->Nbmgqd', queries),
-    k=jnp.swapaxes(_split(k, front, back, k_block), 2, 3),
-    v=jnp.swapaxes(_split(v, front, back, k_block), 2, 3),
+    q=in_blocks(jnp.einsum('Nbqmgd->Nbmgqd', queries)),
+    k=in_blocks(jnp.swapaxes(_split(k, front, back, k_block), 2, 3)),
+    v=in_blocks(jnp.swapaxes(_split(v, front, back, k_block), 2, 3)),
     first=_split(first, 0, back, q_block),
     own=jnp.asarray(place).reshape(count, q_block),
   )
-  y = jnp.einsum('Nbmgqd->bNqmgd', _attend(grid, blocks))
+  y = jnp.einsum('Nbmgqd->bNqmgd', in_blocks(_attend(grid, blocks)))
   return y.reshape(b, -1, n, d)[:, :t].astype(q.dtype)

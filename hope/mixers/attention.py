@@ -1,4 +1,13 @@
-"""Causal softmax attention with rotary positions, for Hope-Attention."""
+"""Causal softmax attention with rotary positions.
+
+It is the mixer of Hope-Attention, of Transformer++ ('attention+swiglu': rotary
+positions, RMSNorm, SwiGLU, and grouped queries by `num_kv_heads`) and, with a
+short `max_context`, sliding-window attention.
+
+Choice: the cache holds keys as they are rotated. Angles are exact at any
+position (`rotary.rotate`), so a long stream gains nothing from rotating the
+whole cache anew for each token, which makes decoding slower by half.
+"""
 
 import dataclasses
 import functools

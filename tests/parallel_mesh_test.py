@@ -26,9 +26,11 @@ options = json.loads(sys.argv[1])
 multihost.start(options['distributed'])
 import jax, numpy as np
 from hope.config import base_config, resolve
+from hope.layers import blockwise
 from hope.parallel import mesh as mesh_lib
 from hope.training import step as step_lib
 
+blockwise.MAX_BLOCK = 16  # attention is in two blocks
 config = base_config()
 model = config.model
 model.num_layers, model.width, model.num_heads = 2, 32, 4

@@ -40,8 +40,7 @@ AROUND = 2 * 16 * 32 + 16 * 257
 
 def test_attention_model_by_hand():
   attention = 4 * 16 * 16 + 2 * 8 * 16
-  finite = 2 * 8  # which keys of each head are finite
-  assert flops.flops_per_token(make(), 8) == 6 * (attention + finite + AROUND)
+  assert flops.flops_per_token(make(), 8) == 6 * (attention + AROUND)
 
 
 def linear(**fields):

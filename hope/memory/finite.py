@@ -44,25 +44,23 @@ def isolate(
 
 
 def isolate_seen(
-  xs: tuple[jax.Array, ...], seen: jax.Array
+  xs: tuple[jax.Array, ...], first: jax.Array
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-  """Replaces tokens that are not finite, where each sees what a mask says.
+  """Replaces tokens that are not finite, where each sees a window before it.
 
   Args:
-    xs: of heads, [b, s, n, ...] each.
-    seen: bool [t, s] or [b, t, s].
+    xs: of heads, [b, s, n, ...] each; the last t tokens look.
+    first: int [t] or [b, t], the first of the s tokens that each sees, up to
+      itself.
 
   Returns:
     (xs, spoiled): as `isolate`, but bool [b, t, n]: whether a token sees one.
   """
   kept = functools.reduce(jnp.logical_and, map(_finite, xs))
-  counts = jnp.einsum(
-    'ts,bsn->btn' if seen.ndim == 2 else 'bts,bsn->btn',
-    seen.astype(jnp.float32),
-    (~kept).astype(jnp.float32),
-  )
+  place = jnp.arange(kept.shape[1])[:, None]
+  last = lax.cummax(jnp.where(kept, -1, place), axis=1)
   cleared = tuple(jnp.where(kept[..., None], x, 0) for x in xs)
-  return cleared, counts > 0
+  return cleared, last[:, -first.shape[-1] :] >= first[..., None]
 
 
 def spoil(tree: Any, spoiled: jax.Array | None) -> Any:

@@ -31,6 +31,7 @@ ACTIVATIONS: dict[str, P] = {
   'logits': P(BATCH, ('seq', 'tensor')),  # [b, t, width or v]
   'heads': P(BATCH, None, _HEADS),  # [b, t, heads (x their width)]
   'hidden': P(BATCH, 'seq', 'tensor'),  # [b, t, heads x their width or f]
+  'blocks': P(None, BATCH, _HEADS),  # [N, b, n, ...]: tokens in N blocks
   'memory': P(BATCH, _HEADS),  # [b, n, ...]: fast weights of heads
   'level': P(BATCH),  # [b, 1, ...]: fast weights of a level
 }

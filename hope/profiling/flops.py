@@ -3,8 +3,8 @@
 A count is of matmuls alone, two operations per multiply-add. It is of the model
 and not of a run: neither recomputation nor the passes that a matmul of high
 precision takes are counted, and compute.kernel='pallas' counts as the XLA form.
-Masked matrices (c x c within a block of the memories, t x t in attention) and
-the places that fill a sequence's last block count in full: they are computed.
+Masked matrices (c x c within a block of the memories or of attention) and the
+places that fill a sequence's last block count in full: they are computed.
 """
 
 from flax import nnx

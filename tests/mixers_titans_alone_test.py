@@ -78,7 +78,9 @@ def oracle(layer, x, objective):
     y /= np.sqrt(np.mean(y * y, axis=-1, keepdims=True) + 1e-6)
     ys.append(y * p['norm/scale'])
     final.append((up, down))
-  y = np.concatenate(ys, axis=-1) * reference.silu(x @ p['gate/kernel'])
+  y = np.concatenate(ys, axis=-1) * reference.silu(
+    x @ p['gate/kernel'] + 1.2784645
+  )
   return y @ p['output/kernel'], final
 
 

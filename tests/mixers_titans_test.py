@@ -134,7 +134,7 @@ def oracle(layer, x):
     y *= get(layer.norm.scale)
   y = y.reshape(batch, tokens, -1)
   if options.output_gate:
-    y *= reference.silu(x @ get(layer.gate.kernel))
+    y *= reference.silu(x @ get(layer.gate.kernel) + 1.2784645)
   return y @ get(layer.output.kernel), final, losses
 
 

@@ -17,6 +17,9 @@ tokens; beta = 0.95 sigmoid(x W + bias). The paper gives no ranges.
 Choice: the first layer of a memory starts as a rotation of its input, at twice
 its norm: a memory so starts nearly linear and keeps different keys as far apart
 as they are. (With random normal numbers recall was learned 200 steps later.)
+Choice: the output gate, which the paper does not have, is silu(x W + c) with
+silu(c) = 1 and W = 0 at first: it starts open. (From a random W recall of 8
+pairs was at 71% when it is now at 99.5%.)
 Choice: each layer of `memory` and of the other memories has a learned rate in
 (0, 1) that multiplies eta.
 Choice: k, v, eta and alpha (and q) learn in one way, since they share a key and
@@ -62,6 +65,10 @@ class TitansState(NamedTuple):
 
 # Norm of a memory's initial output, of a unit input.
 _SCALE = 0.3
+# Of a slow projection's kernel.
+_INIT = nnx.initializers.lecun_normal()
+# silu of it is 1.
+_OPEN = 1.2784645
 # Logit of the self-generated part of a mixed target, at first.
 _SHARE = -2.0
 
@@ -113,8 +120,15 @@ class SelfReferentialTitans(nnx.Module):
     f = d * options.hidden_multiple
     streams = 3 if options.mix == 'dense' else 1
 
-    def dense(outputs: int) -> nnx.Linear:
-      return nnx.Linear(width, outputs, use_bias=False, dtype=dtype, rngs=rngs)
+    def dense(outputs: int, init=_INIT) -> nnx.Linear:
+      return nnx.Linear(
+        width,
+        outputs,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=init,
+        rngs=rngs,
+      )
 
     if options.mix == 'dense':
       self.mix = nnx.Linear(
@@ -171,7 +185,7 @@ class SelfReferentialTitans(nnx.Module):
     if options.output_norm:
       self.norm = RMSNorm(d)
     if options.output_gate:
-      self.gate = dense(width)
+      self.gate = dense(width, nnx.initializers.zeros)
     self.output = dense(width)
 
   def _generators(self) -> mlp.Kernels:
@@ -278,7 +292,7 @@ class SelfReferentialTitans(nnx.Module):
       y = self.norm(y)
     y = y.reshape(batch, t, -1).astype(self.dtype)
     if options.output_gate:
-      y *= jax.nn.silu(placement.by_head(self.gate(x)))
+      y *= jax.nn.silu(_OPEN + placement.by_head(self.gate(x)))
     y = self.output(placement.constrain(y, 'hidden'))
     end = None if spoiled is None else spoiled[:, -1]
     conv, projections, memory = finite.spoil((conv, projections, memory), end)

@@ -151,7 +151,7 @@ class TitansOptions:
     True, "Whether a head's output is normalised (RMSNorm)."
   )
   output_gate: bool = field(
-    True, "Whether a head's output is multiplied by silu(x W)."
+    True, "Whether a head's output is multiplied by silu(x W + c), 1 at first."
   )
   conv_width: int = field(
     4,

@@ -39,6 +39,7 @@ from hope.layers.memory import Memory
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, mlp, stream
+from hope.mixers import titans_metrics
 from hope.mixers.titans_options import TitansOptions
 from hope.parallel import placement
 from hope.parts import InnerLosses
@@ -285,7 +286,7 @@ class SelfReferentialTitans(nnx.Module):
       projected, beta, state, starts
     )
     if self.measures:
-      found = _measured(options, generating, remembering)
+      found = titans_metrics.measured(options, generating, remembering)
       found = {name: x.mean((2, 3)) for name, x in found.items()}
       self.inner_losses = InnerLosses(finite.spoil(found, spoiled))
     if options.output_norm:
@@ -398,7 +399,7 @@ class SelfReferentialTitans(nnx.Module):
       if self.measures:
         measured = (
           mlp.losses(frozen, k, targets, how.objective),
-          _changes(made, self._generate(first, biases, step.x)),
+          titans_metrics.changes(made, self._generate(first, biases, step.x)),
         )
       return new, new_trace, (made, measured)
 
@@ -465,38 +466,3 @@ class SelfReferentialTitans(nnx.Module):
       initial=self._begin(self.memory.kernels(), starts),
     )
     return placement.constrain(y, 'heads'), new, position
-
-
-def generated(q_memory: bool) -> list[str]:
-  """The memories that generate, in the order of `_generators`."""
-  return ['v', *(['q'] if q_memory else []), 'k', 'eta', 'alpha']
-
-
-def _changes(made, first) -> tuple[jax.Array, ...]:
-  """|x - y| / |y| [..., c, 1] of what memories and their initial states made.
-
-  Args:
-    made: arrays [..., c, d].
-    first: the same by the initial states.
-  """
-
-  def norm(x: jax.Array) -> jax.Array:
-    return jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-  return tuple(norm(x - y) / norm(y) for x, y in zip(made, first, strict=True))
-
-
-def _measured(
-  options: TitansOptions, generating, remembering
-) -> dict[str, jax.Array]:
-  """What a call measured, by name, [b, t, n, 1]."""
-  found = {'memory': remembering[0]}
-  if not options.self_modifying:
-    return found
-  losses, changes = generating
-  names = generated(options.q_memory)
-  found |= zip(names, losses, strict=True)
-  for name, x in zip(('q', 'k', 'v', 'eta', 'alpha'), changes, strict=True):
-    if name in names:
-      found[f'{name}/change'] = x
-  return found

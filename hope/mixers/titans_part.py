@@ -3,13 +3,12 @@
 import functools
 
 from flax import nnx
-import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from hope.memory import mlp, stream
+from hope.memory import stream
 from hope.memory.learning import Learning
-from hope.mixers.titans import SelfReferentialTitans, TitansState, generated
+from hope.mixers.titans import SelfReferentialTitans
+from hope.mixers.titans_metrics import metrics
 from hope.mixers.titans_options import DLA, LMM, PAPER, TitansOptions
 from hope.parts import (
   BY_HEAD,
@@ -169,39 +168,6 @@ def _chunks(options: TitansOptions) -> list[int]:
   if options.self_modifying:
     return [options.chunk_size, options.projection_chunk_size]
   return [options.chunk_size]
-
-
-def metrics(state: TitansState) -> dict[str, jax.Array]:
-  """Norms of what each memory holds and of what it wrote last, by layer.
-
-  state_norm is the norm of the kernels (of their deviation from the initial
-  ones if anchored to them), write_norm that of the traces, the decayed sum of
-  the writes; RMS over heads and batch. Without momentum there are no traces and
-  no write norms.
-
-  Args:
-    state: of stacked layers, [layers, b, ...].
-
-  Returns:
-    Arrays [layers] by name, as 'memory/state_norm'.
-  """
-  memories = [(['memory'], state.memory)]
-  if state.projections:
-    with_q = state.projections.now.down[0].shape[-3] == 3
-    memories.append((generated(with_q), state.projections))
-  found = {}
-  for names, memory in memories:
-    kinds = {'state_norm': memory.now}
-    if memory.trace is not None:
-      kinds['write_norm'] = memory.trace
-    for kind, kernels in kinds.items():
-      for j, name in enumerate(names):
-        square = sum(
-          jnp.sum(jnp.square(x), axis=tuple(range(3, x.ndim))).mean((1, 2))
-          for x in jax.tree.leaves(mlp.select(kernels, j, j + 1))
-        )
-        found[f'{name}/{kind}'] = jnp.sqrt(square)
-  return found
 
 
 PART = Part(

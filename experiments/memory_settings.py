@@ -20,6 +20,7 @@ _DELTA = _PLAIN | {'objective': 'delta', 'momentum': False, 'target': 'slow'}
 _LINEAR = _DELTA | _STATIC | {'hidden_multiple': 0}
 _NEGATIVE = {'step': 'relative', 'eta_max': 2.0}
 _GATE = {'output_gate': True}
+_Q_FAST = {'q_memory': True, 'projection_rate': 0.73}
 TASKS = (
   *('text', 'main', 'recall-8', 'recall-16', 'remapping', 'aliases'),
   *('s3', 's5', *LANGUAGES),
@@ -77,9 +78,14 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     'titans',
     _DELTA | _GATE | _STATIC | {'target': 'mixed'},
   ),
-  'delta-q-fast': (
+  'delta-gate-q-fast': ('titans', _DELTA | _GATE | _Q_FAST),
+  'delta-gate-q-self': (
     'titans',
-    _DELTA | {'q_memory': True, 'projection_rate': 0.73},
+    _DELTA | _GATE | {'q_memory': True, 'target': 'self'},
+  ),
+  'delta-gate-q-fast-self': (
+    'titans',
+    _DELTA | _GATE | _Q_FAST | {'target': 'self'},
   ),
   'off': ('titans', _DELTA | {'eta_max': 0.0}),
 }
@@ -118,6 +124,8 @@ def task_config(name: str, seed: int, steps: int):
     config.data.seq_len, config.data.task.vocab_size = 128, 64
     config.train.steps = 1000
     if name == 'aliases':  # a name may stand for one of a few tokens before
+      # One layer, so that names are not followed from layer to layer.
+      config.model.num_layers = 1
       config.data.seq_len, config.data.task.num_pairs = 36, 4
       config.data.task.vocab_size = 24
       config.data.batch_size, config.model.width = 32, 32

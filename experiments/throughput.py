@@ -13,17 +13,15 @@ from hope.config import base_config, parse_arg
 
 
 def get_config(arg: str = '') -> ml_collections.ConfigDict:
-  """Width 256, chunks of 64 tokens, 4 levels of the CMS, momentum."""
+  """Width 256, 4 heads, chunks of 64 tokens, 4 levels of the CMS."""
   args = parse_arg(arg, num_layers=4, seq_len=512, batch_size=4)
   config = base_config()
   config.model.num_layers = args.num_layers
   config.compute.remat = False
   config.model.width = 256
   config.model.num_heads = 4
-  config.model.titans.hidden_multiple = 1
   config.model.titans.chunk_size = 64
   config.model.titans.projection_chunk_size = 64
-  config.model.titans.momentum = True
   config.model.cms.periods = (1, 1, 1, 1)
   config.data.seq_len = args.seq_len
   config.data.batch_size = args.batch_size

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from hope.config import base_config
+from hope.mixers import MIXERS
 from hope.profiling import compare
 from hope.training import step as step_lib
 
@@ -88,3 +89,8 @@ def test_sizes_alone_time_nothing(tmp_path, capsys):
   assert 'tokens_per_second' not in found['delta+swiglu']
   assert not (tmp_path / 'out.png').exists()
   assert 'parameters' in capsys.readouterr().out
+
+
+def test_every_mixer_is_compared():
+  for name in MIXERS:
+    assert any(name in pattern for pattern in compare.PATTERNS), name

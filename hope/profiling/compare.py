@@ -34,16 +34,23 @@ _VOCAB_SIZE = 257
 _CONTEXTS = (64, 512)
 PATTERNS = (
   'titans+cms',
+  'titans(self_modifying=False)+cms',
   'titans(lmm)+cms',
   'titans(dla)+cms',
   'ttt+swiglu',
   "ttt(model='mlp')+swiglu",
-  "delta(rule='gated_deltanet')+swiglu",
-  "delta(rule='deltanet')+swiglu",
-  "delta(rule='retnet')+swiglu",
   "delta(rule='linear_attention')+swiglu",
-  'attention+cms',
+  "delta(rule='retnet')+swiglu",
+  "delta(rule='deltanet')+swiglu",
+  "delta(rule='gated_deltanet')+swiglu",
+  "delta(rule='comba')+swiglu",
+  'rwkv7+swiglu',
+  'mamba+swiglu',
+  'mamba+swiglu, attention(max_context=128)+swiglu',
+  'srwm+swiglu',
+  'lstm+swiglu',
   'attention+swiglu',
+  'attention+cms',
 )
 
 

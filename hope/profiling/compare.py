@@ -146,7 +146,7 @@ def measure(
 
 # Column, key, and how a value is written.
 _COLUMNS = (
-  ('parameters', 'parameters', '{:,}', 1),
+  ('parameters', 'parameters', '{:,.0f}', 1),
   ('MFLOP/token', 'flops_per_token', '{:,.1f}', 1e6),
   ('state/sequence, KiB', 'state_bytes', '{:,.0f}', 2**10),
   ('decoding moves, MiB', 'decode_bytes', '{:,.1f}', 2**20),

@@ -29,6 +29,7 @@ OPTIONS = {
   'llama3': AttentionOptions(
     9, num_kv_heads=1, rope_scaling='llama3', rope_original=32
   ),
+  'persistent': AttentionOptions(5, num_kv_heads=2, num_persistent=3),
 }
 
 
@@ -37,14 +38,19 @@ def build(options, dtype=jnp.float64):
   return randomize(layer, dtype)
 
 
-def softmax_reads(q, k, v, first):
-  """y [t, d] of one head; token t reads keys first[t] to t; may be complex."""
+def softmax_reads(q, k, v, first, always=None):
+  """y [t, d] of one head; token t reads keys first[t] to t; may be complex.
+
+  It also reads the keys and values of `always`.
+  """
+  more_k, more_v = (k[:0], v[:0]) if always is None else always
   ys = []
   for t in range(len(q)):
     seen = slice(first[t], t + 1)
-    scores = k[seen] @ q[t] / np.sqrt(q.shape[1])
+    scores = np.concatenate([more_k, k[seen]]) @ q[t] / np.sqrt(q.shape[1])
     weights = np.exp(scores - scores.real.max())
-    ys.append(weights @ v[seen] / weights.sum())
+    values = np.concatenate([more_v, v[seen]])
+    ys.append(weights @ values / weights.sum())
   return np.stack(ys)
 
 
@@ -76,27 +82,30 @@ def turned(x, o):
   return np.concatenate([z.real, z.imag], axis=1)
 
 
-def oracle(layer, options, x):
+def oracle(layer, options, x, heads=HEADS):
   """The layer on one document x [t, width]."""
   p = {
-    path[0]: np.asarray(leaf[...])
+    '/'.join(path).removesuffix('/kernel'): np.asarray(leaf[...])
     for path, leaf in nnx.to_flat_state(nnx.state(layer, nnx.Param))
   }
-  kv_heads = options.num_kv_heads or HEADS
-  d = options.head_dim or WIDTH // HEADS
-  if kv_heads == HEADS:
-    q, k, v = np.moveaxis((x @ p['qkv']).reshape(len(x), HEADS, 3, d), 2, 0)
+  kv_heads = options.num_kv_heads or heads
+  d = options.head_dim or WIDTH // heads
+  if kv_heads == heads:
+    q, k, v = np.moveaxis((x @ p['qkv']).reshape(len(x), heads, 3, d), 2, 0)
   else:
-    q = (x @ p['query']).reshape(len(x), HEADS, d)
+    q = (x @ p['query']).reshape(len(x), heads, d)
     kv = (x @ p['key_value']).reshape(len(x), kv_heads, 2, d)
     k, v = kv[:, :, 0], kv[:, :, 1]
   first = [max(t - options.max_context, 0) for t in range(len(x))]
-  heads = []
-  for h in range(HEADS):
-    of = h // (HEADS // kv_heads)
+  ys = []
+  for h in range(heads):
+    of = h // (heads // kv_heads)
     query, key = turned(q[:, h], options), turned(k[:, of], options)
-    heads.append(softmax_reads(query, key, v[:, of], first))
-  return np.concatenate(heads, axis=1) @ p['output']
+    always = None
+    if options.num_persistent:
+      always = p['persistent/k'][of], p['persistent/v'][of]
+    ys.append(softmax_reads(query, key, v[:, of], first, always))
+  return np.concatenate(ys, axis=1) @ p['output']
 
 
 @pytest.fixture(params=[256, 4])
@@ -125,33 +134,33 @@ def test_the_layer_is_the_oracle(name, block, x64):
 
 @pytest.mark.parametrize('reach', [3, 9])
 def test_gradients_are_the_oracles(reach, block, x64):
-  """Of queries, keys and values; two heads of queries share keys."""
+  """Of queries, keys, values and those always seen; two heads share keys."""
   t, s = 9, 11
   rng = np.random.default_rng(0)
-  q, k, v, probe = (
-    rng.standard_normal(shape)
-    for shape in ((1, t, 2, 4), (1, s, 1, 4), (1, s, 1, 4), (1, t, 2, 4))
+  many, few, shared = (1, t, 2, 4), (1, s, 1, 4), (1, 3, 4)
+  q, k, v, more_k, more_v, probe = map(
+    rng.standard_normal, (many, few, few, shared, shared, many)
   )
   first = np.maximum(np.arange(s - t, s) - reach, 0)
   first[6:] = np.maximum(first[6:], 7)  # a document starts
 
-  def loss(q, k, v):
-    y = blockwise.attend(q, k, v, jnp.asarray(first), reach)
+  def loss(q, k, v, *always):
+    y = blockwise.attend(q, k, v, jnp.asarray(first), reach, always)
     return jnp.sum(probe * y)
 
-  def expected(q, k, v):
-    total = 0
+  def expected(q, k, v, *always):
+    total, always = 0, [x[0] for x in always]
     for h in range(2):
       queries = np.concatenate([np.zeros((s - t, 4)), q[0, :, h]])
       seen = [0] * (s - t) + list(first)
-      y = softmax_reads(queries, k[0, :, 0], v[0, :, 0], seen)[s - t :]
+      y = softmax_reads(queries, k[0, :, 0], v[0, :, 0], seen, always)[s - t :]
       total = total + np.sum(probe[0, :, h] * y)
     return total
 
-  gradients = jit(jax.grad(loss, (0, 1, 2)))(q, k, v)
+  args = [q, k, v, more_k, more_v]
+  gradients = jit(jax.grad(loss, range(5)))(*args)
   for i, gradient in enumerate(gradients):
-    args = [q, k, v]
-    along = lambda z, i=i, args=args: expected(*args[:i], z, *args[i + 1 :])
+    along = lambda z, i=i: expected(*args[:i], z, *args[i + 1 :])
     assert relative(gradient, reference.complex_step(along, args[i])) <= BAR
 
 

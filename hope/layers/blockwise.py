@@ -118,18 +118,19 @@ def _forward(grid: _Grid, x: _Blocks) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(grid: _Grid, x: _Blocks) -> jax.Array:
-  return _forward(grid, x)[0]
+def _attend(grid: _Grid, x: _Blocks) -> tuple[jax.Array, jax.Array]:
+  return _forward(grid, x)
 
 
 def _attend_fwd(grid, x):
   y, log_sum = _forward(grid, x)
-  return y, (x, y, log_sum)
+  return (y, log_sum), (x, y, log_sum)
 
 
-def _attend_bwd(grid, kept, y_bar):
+def _attend_bwd(grid, kept, bars):
   x, y, log_sum = kept
-  mean = (y * y_bar).sum(axis=-1)
+  y_bar, log_sum_bar = bars
+  mean = (y * y_bar).sum(axis=-1) - log_sum_bar
 
   def step(carry, i, j):
     q_bar, k_bar, v_bar = carry
@@ -152,6 +153,28 @@ def _attend_bwd(grid, kept, y_bar):
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
+def _add(
+  always: tuple[jax.Array, jax.Array],
+  q: jax.Array,
+  y: jax.Array,
+  log_sum: jax.Array,
+) -> jax.Array:
+  """What queries read of the keys of a softmax and of others, all in one.
+
+  Args:
+    always: keys and values [m, p, d] that all queries see.
+    q: [N, b, m, g, q, d].
+    y: what they read of the keys before, like q.
+    log_sum: logarithm of the sum of these keys' exponentials.
+  """
+  k, v = (x.astype(q.dtype) for x in always)
+  scores = _dot('Nbmgqd,mpd->Nbmgqp', q, k) * q.shape[-1] ** -0.5
+  total = jnp.logaddexp(log_sum, jax.nn.logsumexp(scores, axis=-1))
+  p = jnp.exp(scores - total[..., None])
+  kept = jnp.exp(log_sum - total)
+  return y * kept[..., None] + _dot('Nbmgqp,mpd->Nbmgqd', p, v)
+
+
 def _split(x: jax.Array, front: int, back: int, block: int) -> jax.Array:
   """x [b, l, ...], zeros at both ends, as blocks [N, b, block, ...]."""
   padding = ((0, 0), (front, back)) + ((0, 0),) * (x.ndim - 2)
@@ -166,6 +189,7 @@ def attend(
   v: jax.Array,
   first: jax.Array,
   reach: int,
+  always: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
   """Softmax attention of each query to the keys from `first` to its own.
 
@@ -176,6 +200,8 @@ def attend(
     first: int32 [t] or [b, t], the first key that a query sees.
     reach: most keys before its own that a query sees; blocks beyond it are
       skipped.
+    always: keys and values [m, p, d] that all queries see beside those; None:
+      none.
 
   Returns:
     [b, t, n, d], of q's type.
@@ -201,5 +227,8 @@ def attend(
     first=_split(first, 0, back, q_block),
     own=jnp.asarray(place).reshape(count, q_block),
   )
-  y = jnp.einsum('Nbmgqd->bNqmgd', in_blocks(_attend(grid, blocks)))
+  y, log_sum = _attend(grid, blocks)
+  if always is not None:
+    y = _add(always, blocks.q, y, log_sum)
+  y = jnp.einsum('Nbmgqd->bNqmgd', in_blocks(y))
   return y.reshape(b, -1, n, d)[:, :t].astype(q.dtype)

@@ -4,6 +4,11 @@ It is the mixer of Hope-Attention, of Transformer++ ('attention+swiglu': rotary
 positions, RMSNorm, SwiGLU, and grouped queries by `num_kv_heads`) and, with a
 short `max_context`, sliding-window attention.
 
+Persistent tokens (arXiv:2501.00663) are keys and values that all tokens see.
+Choice: they are learned as keys and values, without a place and a rotation,
+rather than as tokens before the first; a window so never leaves them. They
+start small, so that a token at first reads nothing of them.
+
 Choice: the cache holds keys as they are rotated. Angles are exact at any
 position (`rotary.rotate`), so a long stream gains nothing from rotating the
 whole cache anew for each token, which takes twice the time at 2,048 tokens.
@@ -91,6 +96,12 @@ class AttentionOptions:
     minimum=1,
     maximum=2**24,
   )
+  num_persistent: int = field(
+    0,
+    'Learned keys and values of each head that all tokens see.',
+    minimum=0,
+    maximum=2**17,
+  )
 
 
 class AttentionState(NamedTuple):
@@ -106,6 +117,20 @@ class AttentionState(NamedTuple):
   k: jax.Array
   v: jax.Array
   position: jax.Array
+
+
+class Persistent(nnx.Module):
+  """Learned keys and values, [heads, count, d] each, that all tokens see."""
+
+  def __init__(self, heads: int, count: int, d: int, *, rngs: nnx.Rngs):
+    draw = nnx.initializers.normal(0.02)
+    self.k = nnx.Param(draw(rngs.params(), (heads, count, d)))
+    self.v = nnx.Param(draw(rngs.params(), (heads, count, d)))
+
+
+PERSISTENT = Leaf(
+  'persistent/[kv]', P('tensor'), 'persistent tokens', kind='embedding'
+)
 
 
 class CausalAttention(nnx.Module):
@@ -148,6 +173,10 @@ class CausalAttention(nnx.Module):
       self.query = dense(width, num_heads * self.head)
       self.key_value = dense(width, 2 * self.kv_heads * self.head)
     self.output = dense(num_heads * self.head, width)
+    if options.num_persistent:
+      self.persistent = Persistent(
+        self.kv_heads, options.num_persistent, self.head, rngs=rngs
+      )
 
   def init_state(self, batch: int) -> AttentionState:
     """No token seen."""
@@ -209,7 +238,10 @@ class CausalAttention(nnx.Module):
     first = own - jnp.minimum(position, self.max_context)
     window = keys[:, -cached - t :], values[:, -cached - t :]
     (near, read), spoiled = finite.isolate_seen(window, first)
-    y = blockwise.attend(q, near, read, first, self.max_context)
+    always = None
+    if self.options.num_persistent:
+      always = self.persistent.k[...], self.persistent.v[...]
+    y = blockwise.attend(q, near, read, first, self.max_context, always)
     if self.kv_heads != self.num_heads:
       spoiled = jnp.repeat(spoiled, self.num_heads // self.kv_heads, axis=-1)
     y = finite.spoil(y, spoiled)
@@ -244,6 +276,7 @@ def _parameters(options: AttentionOptions) -> list[Leaf]:
       'key_value/kernel', split=BY_HEAD._replace(sizes=(kv_heads, 2, -1))
     ),
     Leaf('output/kernel', P('tensor', 'fsdp'), 'projections', kind='linear'),
+    PERSISTENT,
   ]
 
 

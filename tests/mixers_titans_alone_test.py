@@ -26,34 +26,60 @@ def shortened(x, bound=2.0):
   return x * min(1, bound / np.sqrt(np.sum(x * x) + 1e-12))
 
 
-def memory_reads(p, head, q, k, v, rates, objective):
+def write(start, now, surprise, k, v, rates, objective):
+  """What a token writes: (now, surprise), of both layers.
+
+  Args:
+    start: kernels at the chunk's start, where gradients are taken.
+    now: kernels before the token.
+    surprise: of both layers.
+    k: [d].
+    v: [d].
+    rates: eta of both layers, alpha, beta.
+    objective: 'l2' or 'dot'.
+  """
+  up, down = start
+  eta, alpha, beta = rates
+  z = k @ up
+  u = reference.silu(z)
+  g = shortened(-v if objective == 'dot' else k + u @ down - v)
+  g_up = shortened(g @ down.T) * reference.silu_derivative(z)
+  surprise = [
+    beta * s - n / (1 + n * np.sum(x * x)) * np.outer(x, error)
+    for s, n, x, error in zip(surprise, eta, (k, u), (g_up, g), strict=True)
+  ]
+  now = [alpha * x + s for x, s in zip(now, surprise, strict=True)]
+  return now, surprise
+
+
+def read(now, q):
+  return q + reference.silu(q @ now[0]) @ now[1]
+
+
+def memory_reads(p, head, q, k, v, rates, objective, chunk):
   """Outputs of one head, token by token; (y, up, down)."""
-  up, down = p['memory/up'][head], p['memory/down'][head]
-  surprise = [np.zeros_like(up), np.zeros_like(down)]
+  now = [p['memory/up'][head], p['memory/down'][head]]
+  surprise = [np.zeros_like(x) for x in now]
   ys = []
-  for t in range(LENGTH):
-    z = k[t] @ up
-    u = reference.silu(z)
-    g = shortened(-v[t] if objective == 'dot' else k[t] + u @ down - v[t])
-    g_up = shortened(g @ down.T) * reference.silu_derivative(z)
-    steps = []
-    for j, (x, error) in enumerate(((k[t], g_up), (u, g))):
-      eta = rates['eta'][j, t]
-      step = eta / (1 + eta * np.sum(x * x))
-      surprise[j] = rates['beta'][t] * surprise[j] - step * np.outer(x, error)
-      steps.append(surprise[j])
-    up = rates['alpha'][t] * up + steps[0]
-    down = rates['alpha'][t] * down + steps[1]
-    ys.append(q[t] + reference.silu(q[t] @ up) @ down)
-  return np.stack(ys), up, down
+  for t in range(len(q)):
+    if t % chunk == 0:
+      start = now
+    of_token = rates['eta'][:, t], rates['alpha'][t], rates['beta'][t]
+    now, surprise = write(start, now, surprise, k[t], v[t], of_token, objective)
+    ys.append(read(now, q[t]))
+  return np.stack(ys), *now
 
 
-def oracle(layer, x, objective):
-  """(y, final (up, down) of each head) of x [t, width]."""
-  p = {
+def parameters(layer):
+  return {
     '/'.join(map(str, path)): np.asarray(leaf[...])
     for path, leaf in nnx.to_flat_state(nnx.state(layer, nnx.Param))
   }
+
+
+def oracle(layer, x, objective, chunk=1):
+  """(y, final (up, down) of each head) of x [t, width]."""
+  p = parameters(layer)
   mixed = x @ p['mix/kernel']
   padded = np.concatenate([np.zeros((3, mixed.shape[1])), mixed])
   mixed = sum(padded[j : j + len(x)] * p['conv/kernel'][j] for j in range(4))
@@ -63,7 +89,7 @@ def oracle(layer, x, objective):
   if objective == 'l2':
     alpha = sigmoid(x @ p['alpha/kernel'] + p['alpha_bias'])
     beta = 0.95 * sigmoid(x @ p['beta/kernel'] + p['beta/bias'])
-    eta = eta * (1 - beta)
+    eta = eta * (1 - beta) / chunk
   else:
     beta = 0 * beta
   ys, final = [], []
@@ -74,7 +100,7 @@ def oracle(layer, x, objective):
       'beta': beta[:, n],
     }
     q, k, v = np.moveaxis(qkv[:, n], 1, 0)
-    y, up, down = memory_reads(p, n, q, k, v, rates, objective)
+    y, up, down = memory_reads(p, n, q, k, v, rates, objective, chunk)
     y /= np.sqrt(np.mean(y * y, axis=-1, keepdims=True) + 1e-6)
     ys.append(y * p['norm/scale'])
     final.append((up, down))

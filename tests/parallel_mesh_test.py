@@ -177,6 +177,9 @@ def test_a_mesh_changes_nothing_but_rounding(
     'ttt(chunk_size=8)',
     "ttt(model='mlp', chunk_size=8)",
     'titans(lmm, chunk_size=8)',
+    'mal(max_context=8, chunk_size=8)',
+    'mag(max_context=8, chunk_size=8)',
+    'mac(chunk_size=8)',
   ],
 )
 def test_recurrences_on_a_mesh(alone, mixer, sizes):

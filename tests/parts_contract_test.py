@@ -62,7 +62,13 @@ CASES = {
   'titans paper': mixer('titans', **MIXERS['titans'].settings['paper']),
   'titans lmm': mixer('titans', **(MIXERS['titans'].settings['lmm'] | _CHUNKS)),
   'titans dla': mixer('titans', **(MIXERS['titans'].settings['dla'] | _CHUNKS)),
-  'attention': mixer('attention', max_context=5),
+  'mal': mixer('mal', max_context=5, num_persistent=2, chunk_size=CHUNK),
+  'mag': mixer('mag', max_context=5, num_persistent=0, chunk_size=CHUNK),
+  'mac': mixer('mac', num_persistent=2, chunk_size=CHUNK),
+  'mac linear': mixer(
+    'mac', num_persistent=0, hidden_multiple=0, chunk_size=CHUNK
+  ),
+  'attention': mixer('attention', max_context=5, num_persistent=3),
   'attention gqa': mixer(
     'attention', num_kv_heads=1, head_dim=6, rope_scaling='llama3'
   ),
@@ -268,6 +274,7 @@ def test_memories_measure_their_losses_where_asked(name):
   changes = [f'{x}/change' for x in generated]
   memories = {
     **dict.fromkeys(('titans static', 'titans lmm', 'titans dla'), ['memory']),
+    **dict.fromkeys(('mal', 'mag', 'mac'), ['memory']),
     'titans': ['memory', *generated, *changes],
     'delta': ['memory'],
     'ttt': ['memory'],

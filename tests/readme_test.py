@@ -117,7 +117,7 @@ def test_experiments_of_commands_can_be_run(page, monkeypatch):
 
 def test_patterns_can_be_built():
   rows = re.findall(r'^\| `(.*)` \| .* \|$', prose('docs/running.md'), re.M)
-  assert len(rows) == 15
+  assert len(rows) == 19
   for row in rows:
     config = experiment_files.experiment('smoke')
     config.model.pattern = row

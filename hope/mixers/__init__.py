@@ -7,6 +7,8 @@ from hope.mixers import (
   mamba,
   rwkv7,
   srwm,
+  titans_attention,
+  titans_context,
   titans_part,
   ttt,
 )
@@ -14,6 +16,9 @@ from hope.parts import Part
 
 MIXERS: dict[str, Part] = {
   'titans': titans_part.PART,
+  'mal': titans_attention.MAL,
+  'mag': titans_attention.MAG,
+  'mac': titans_context.MAC,
   'attention': attention.PART,
   'delta': delta.PART,
   'ttt': ttt.PART,

@@ -263,3 +263,41 @@ DLA = _ALONE | {
   'momentum': False,
   'anchor': 'initial',
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryOptions:
+  """Options of a layer that has the memory of the setting 'lmm', and attention.
+
+  Those of attention beside persistent tokens are the layer's own.
+  """
+
+  chunk_size: int = field(
+    64,
+    'Length of a chunk of the memory, whose gradients are taken at the state '
+    'at its start.',
+    unit='tokens',
+    minimum=1,
+  )
+  hidden_multiple: int = field(
+    1,
+    "Hidden width of the memory as a multiple of its head's width; 0 makes it "
+    'linear.',
+    minimum=0,
+    maximum=64,
+  )
+  num_persistent: int = field(
+    4,
+    'Learned keys and values of each head that all tokens attend to.',
+    minimum=0,
+    maximum=2**17,
+  )
+
+  def of_memory(self) -> TitansOptions:
+    """Those of the memory by itself."""
+    return TitansOptions(
+      **LMM,
+      chunk_size=self.chunk_size,
+      projection_chunk_size=self.chunk_size,
+      hidden_multiple=self.hidden_multiple,
+    )

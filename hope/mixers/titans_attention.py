@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from hope.fields import field
 from hope.layers.norm import RMSNorm
-from hope.mixers import attention, titans_part
+from hope.mixers import attention, titans_metrics, titans_part
 from hope.mixers.attention import AttentionOptions, AttentionState
 from hope.mixers.titans import TitansState
 from hope.mixers.titans_options import MemoryOptions
@@ -73,8 +73,10 @@ class _MemoryAttention(nnx.Module):
       options: of the layer.
       rngs: for parameters.
     """
-    self.memory = _MEMORY.build(sizes, options.of_memory(), rngs=rngs)
-    self.attention = _ATTENTION.build(sizes, options.of_attention(), rngs=rngs)
+    self.memory: Any = _MEMORY.build(sizes, options.of_memory(), rngs=rngs)
+    self.attention: Any = _ATTENTION.build(
+      sizes, options.of_attention(), rngs=rngs
+    )
     self.memory_norm = RMSNorm(sizes.width)
 
   def init_state(self, batch: int) -> MemoryAttentionState:
@@ -164,7 +166,7 @@ def _divided(sizes: Sizes, options: MemoryAttentionOptions) -> list[Divided]:
 
 
 def _metrics(state: MemoryAttentionState) -> dict[str, jax.Array]:
-  return titans_part.metrics(state.memory)
+  return titans_metrics.metrics(state.memory)
 
 
 def _part(build: Any) -> Part:

@@ -36,11 +36,11 @@ from hope.layers.dense import dot_general
 from hope.layers.memory import Memory
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
-from hope.memory import finite, mlp, stream
+from hope.memory import context, finite, mlp, stream
+from hope.memory.context import Seen
 from hope.memory.segments import positions
-from hope.mixers import attention, titans_part
+from hope.mixers import attention, titans_metrics, titans_part
 from hope.mixers.attention import PERSISTENT, AttentionOptions, Persistent
-from hope.mixers.titans import TitansState
 from hope.mixers.titans_options import MemoryOptions
 from hope.parallel import placement
 from hope.parts import (
@@ -71,18 +71,6 @@ class MemoryAsContextOptions(MemoryOptions):
   )
 
 
-class Seen(NamedTuple):
-  """Keys and values of a segment of C tokens.
-
-  Attributes:
-    k: [..., 2, C, d], of h and of S, rotated.
-    v: [..., 2, C, d].
-  """
-
-  k: jax.Array
-  v: jax.Array
-
-
 class MemoryAsContextState(NamedTuple):
   """Fast state of the layer for a batch of streams.
 
@@ -91,12 +79,12 @@ class MemoryAsContextState(NamedTuple):
       that have not come.
     memory: mlp.State.
     memory_position: int32 [] or, where documents have started, [b], tokens
-      since the segment began; None: zero, statically.
+      since the segment began.
   """
 
   segment: Seen
   memory: mlp.State
-  memory_position: jax.Array | None
+  memory_position: jax.Array
 
 
 class _Inputs(NamedTuple):
@@ -126,65 +114,6 @@ class _Learned(NamedTuple):
   gates: jax.Array
   gate_bias: jax.Array
   rate: tuple[jax.Array, jax.Array]
-
-
-def attend(
-  q: jax.Array,
-  place: jax.Array,
-  seen: Seen,
-  persistent: tuple[jax.Array, jax.Array] | None,
-) -> jax.Array:
-  """Causal attention within a segment.
-
-  Args:
-    q: [..., c, d].
-    place: int32 [..., c, 1] of the queries in the segment.
-    seen: of the segment's C tokens.
-    persistent: keys and values [..., p, d], always seen; None: none.
-
-  Returns:
-    [..., c, d].
-  """
-  *lead, parts, length, d = seen.k.shape
-  scores = jnp.einsum('...qd,...scd->...qsc', q, seen.k)
-  visible = jnp.arange(length) <= place
-  scores = jnp.where(visible[..., None, :], scores, -jnp.inf)
-  scores = scores.reshape(*scores.shape[:-2], -1)
-  values = seen.v.reshape(*lead, parts * length, d)
-  if persistent is not None:
-    k, v = persistent
-    more = jnp.einsum('...qd,...pd->...qp', q, k)
-    scores = jnp.concatenate([more, scores], axis=-1)
-    values = jnp.concatenate([v, values], axis=-2)
-  return jax.nn.softmax(scores * d**-0.5, axis=-1) @ values
-
-
-def _put(
-  new: Seen, held: Seen, place: jax.Array, valid: jax.Array | None
-) -> tuple[Seen, Seen]:
-  """Keys and values of a segment of which c tokens are new.
-
-  Args:
-    new: [..., 2, c, d], c either C or 1.
-    held: [..., 2, C, d], of the segment's tokens before.
-    place: int32 [..., c, 1], of the new ones.
-    valid: as in `stream.Step`.
-
-  Returns:
-    (seen, held): the latter zeros where the segment ends.
-  """
-  count, length = new.k.shape[-2], held.k.shape[-2]
-  if count == length and valid is None:
-    return new, held  # A whole segment: none was held, and none will be.
-  if count == length:
-    here = valid[..., None]
-  else:
-    here = jnp.arange(length)[:, None] == place
-  here = here[..., None, :, :]
-  put = functools.partial(jnp.where, here)
-  seen = jax.tree.map(put, new, held)
-  ended = here[..., -1:, :]
-  return seen, jax.tree.map(lambda x: jnp.where(ended, 0, x), seen)
 
 
 def _frequencies(d: int) -> np.ndarray:
@@ -288,10 +217,10 @@ class MemoryAsContext(nnx.Module):
     """The body of `stream.run`; the trace holds the segment beside it."""
     how = self.options.of_memory().of_memory()
     (trace, held), x, learned = step.trace, step.x, step.consts
-    new, held = _put(
+    seen, held = context.put(
       _context(step.start, x, learned.context), held, x.place, step.valid
     )
-    y = attend(x.q, x.place, new, learned.persistent)
+    y = context.attend(x.q, x.place, seen, learned.persistent)
     k, v, q = map(_unit, jnp.split(y @ learned.write, 3, axis=-1))
     gates = jax.nn.sigmoid(y @ learned.gates + learned.gate_bias)
     eta, alpha, beta = jnp.split(gates, 3, axis=-1)
@@ -332,9 +261,10 @@ class MemoryAsContext(nnx.Module):
       (o, state), o [b, t, width].
     """
     b, t, width = x.shape
-    fresh, chunk = state is None, self.options.chunk_size
+    fresh = state is None
     state = self.init_state(b) if fresh else state
     x, spoiled = finite.isolate(x, starts)
+    chunk = self.options.chunk_size
     place = positions(state.memory_position, t, starts) % chunk
     start, now, trace = state.memory
     memory, position, (y, reads, losses) = stream.run(
@@ -418,8 +348,7 @@ def _check(sizes: Sizes, options: MemoryAsContextOptions) -> None:
 
 
 def _metrics(state: MemoryAsContextState) -> dict[str, jax.Array]:
-  memory = TitansState((), (), None, state.memory, None)
-  return titans_part.metrics(memory)
+  return titans_metrics.norms(['memory'], state.memory)
 
 
 MAC = Part(

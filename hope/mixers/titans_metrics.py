@@ -1,5 +1,6 @@
 """What the memories of self-referential Titans measure, by name."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -44,8 +45,8 @@ def measured(
   return found
 
 
-def metrics(state: Any) -> dict[str, jax.Array]:
-  """Norms of what each memory holds and of what it wrote last, by layer.
+def norms(names: Sequence[str], memory: mlp.State) -> dict[str, jax.Array]:
+  """Norms of what memories hold and of what they wrote last, by layer.
 
   state_norm is the norm of the kernels (of their deviation from the initial
   ones if anchored to them), write_norm that of the traces, the decayed sum of
@@ -53,25 +54,33 @@ def metrics(state: Any) -> dict[str, jax.Array]:
   no write norms.
 
   Args:
-    state: TitansState of stacked layers, [layers, b, ...].
+    names: of the memories.
+    memory: of stacked layers, [layers, b, ...].
 
   Returns:
     Arrays [layers] by name, as 'memory/state_norm'.
   """
-  memories = [(['memory'], state.memory)]
+  found, kinds = {}, {'state_norm': memory.now}
+  if memory.trace is not None:
+    kinds['write_norm'] = memory.trace
+  for kind, kernels in kinds.items():
+    for j, name in enumerate(names):
+      square = sum(
+        jnp.sum(jnp.square(x), axis=tuple(range(3, x.ndim))).mean((1, 2))
+        for x in jax.tree.leaves(mlp.select(kernels, j, j + 1))
+      )
+      found[f'{name}/{kind}'] = jnp.sqrt(square)
+  return found
+
+
+def metrics(state: Any) -> dict[str, jax.Array]:
+  """`norms` of all memories.
+
+  Args:
+    state: TitansState of stacked layers, [layers, b, ...].
+  """
+  found = norms(['memory'], state.memory)
   if state.projections:
     with_q = state.projections.now.down[0].shape[-3] == 3
-    memories.append((generated(with_q), state.projections))
-  found = {}
-  for names, memory in memories:
-    kinds = {'state_norm': memory.now}
-    if memory.trace is not None:
-      kinds['write_norm'] = memory.trace
-    for kind, kernels in kinds.items():
-      for j, name in enumerate(names):
-        square = sum(
-          jnp.sum(jnp.square(x), axis=tuple(range(3, x.ndim))).mean((1, 2))
-          for x in jax.tree.leaves(mlp.select(kernels, j, j + 1))
-        )
-        found[f'{name}/{kind}'] = jnp.sqrt(square)
+    found |= norms(generated(with_q), state.projections)
   return found

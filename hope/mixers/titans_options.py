@@ -1,6 +1,7 @@
 """Options of self-referential Titans, and the settings that have a name."""
 
 import dataclasses
+from typing import Any
 
 from hope.fields import field
 from hope.memory import learning, objectives
@@ -240,7 +241,7 @@ PAPER = {
 }
 
 # One memory with slow projections, read after the token's write, as published.
-_ALONE = {
+_ALONE: dict[str, Any] = {
   'projections': 'slow',
   'self_modifying': False,
   'target': 'slow',

@@ -217,7 +217,7 @@ ERRORS = [
   ),
   (
     {'model.pattern': 'titans(papers)+cms'},
-    r"titans has no setting 'papers'; it has paper\. Did you mean paper\?",
+    r"titans has no setting 'papers'; it has paper, lmm, dla\. Did you mean p",
   ),
   (
     {'model.pattern': 'attention(paper)+cms'},

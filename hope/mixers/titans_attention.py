@@ -128,7 +128,16 @@ class GatedMemory(_MemoryAttention):
     state: MemoryAttentionState | None = None,
     starts: jax.Array | None = None,
   ) -> tuple[jax.Array, MemoryAttentionState]:
-    """Mixes a piece of a sequence; arguments as in `MemoryAsLayer`."""
+    """Mixes a piece of a sequence.
+
+    Args:
+      x: [b, t, width].
+      state: returned for the previous piece; None: the sequence starts here.
+      starts: bool [b, t], as in `MemoryAsLayer`; None: nowhere.
+
+    Returns:
+      (o, state), o [b, t, width].
+    """
     memory, attending = (None, None) if state is None else state
     read, memory = self.memory(x, memory, starts)
     y, attending = self.attention(x, attending, starts)

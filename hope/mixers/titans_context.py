@@ -196,7 +196,7 @@ class MemoryAsContext(nnx.Module):
     frequency = _frequencies(q.shape[-1])
     q, k = (rotary.rotate(z, place, frequency) for z in (q, k))
     place = jnp.broadcast_to(place, (b, t))[..., None, None]
-    return _Inputs(_unit(read), q, k, v, place)
+    return _Inputs(read=_unit(read), q=q, k=k, v=v, place=place)
 
   def _learned(self, batch: int) -> _Learned:
     rate = jax.nn.sigmoid(self.memory_rate[...])[..., None, None]
@@ -204,12 +204,12 @@ class MemoryAsContext(nnx.Module):
     if self.options.num_persistent:
       persistent = self.persistent.k[...], self.persistent.v[...]
     learned = _Learned(
-      persistent,
-      self.context[...],
-      self.write[...],
-      self.gates[...],
-      self.gate_bias[...],
-      (rate[0], rate[1]),
+      persistent=persistent,
+      context=self.context[...],
+      write=self.write[...],
+      gates=self.gates[...],
+      gate_bias=self.gate_bias[...],
+      rate=(rate[0], rate[1]),
     )
     return placement.constrain(mlp.spread(learned, batch), 'memory')
 

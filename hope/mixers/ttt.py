@@ -104,7 +104,7 @@ class TTTState(NamedTuple):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """The approximation by tanh, as published."""
+  """Of x [...], [...]; the approximation by tanh, as published."""
   return jax.nn.gelu(x, approximate=True)
 
 
@@ -125,11 +125,16 @@ class Inner(NamedTuple):
   bias: jax.Array
 
   def out(self, z: jax.Array, hidden: jax.Array) -> jax.Array:
-    """f(z) of the last layer's outputs, [..., c, d]."""
+    """f(z) [..., c, d].
+
+    Args:
+      z: [..., c, d].
+      hidden: [..., c, d], outputs of the last layer.
+    """
     return z + jax.nn.standardize(hidden, epsilon=_EPS) * self.scale + self.bias
 
   def forward(self, kernels: tuple[jax.Array, ...], z: jax.Array) -> jax.Array:
-    """f(z) [..., c, d] of z [..., c, d]."""
+    """f(z) [..., c, d] of kernels [..., i + 1, o] and z [..., c, d]."""
     u = z
     for kernel in kernels[:-1]:
       u = gelu(_with_one(u) @ kernel)

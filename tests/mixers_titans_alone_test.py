@@ -84,10 +84,10 @@ def oracle(layer, x, objective, chunk=1):
   padded = np.concatenate([np.zeros((3, mixed.shape[1])), mixed])
   mixed = sum(padded[j : j + len(x)] * p['conv/kernel'][j] for j in range(4))
   qkv = unit(reference.silu(mixed).reshape(len(x), HEADS, 3, -1))
-  eta = sigmoid(x @ p['eta/kernel'] + p['eta_bias'])
+  eta = sigmoid(x @ p['slow_eta/kernel'] + p['eta_bias'])
   alpha, beta = np.ones((2, len(x), HEADS))
   if objective == 'l2':
-    alpha = sigmoid(x @ p['alpha/kernel'] + p['alpha_bias'])
+    alpha = sigmoid(x @ p['slow_alpha/kernel'] + p['alpha_bias'])
     beta = 0.95 * sigmoid(x @ p['beta/kernel'] + p['beta/bias'])
     eta = eta * (1 - beta) / chunk
   else:

@@ -156,12 +156,12 @@ class SelfReferentialTitans(nnx.Module):
         self.q = memory(d)
       self.eta, self.alpha = memory(1), memory(1)
     else:
-      self.eta = dense(num_heads)
+      self.slow_eta = dense(num_heads)
       if options.retention:
-        self.alpha = dense(num_heads)
+        self.slow_alpha = dense(num_heads)
     self.memory = memory(d)
     self.eta_bias = nnx.Param(jnp.zeros(num_heads))
-    if hasattr(self, 'alpha'):
+    if options.projections == 'memories' or options.retention:
       span = jnp.logspace(6, 11, num_heads, base=2.0)
       self.alpha_bias = nnx.Param(jnp.log(span - 1))
     if options.has_momentum():
@@ -331,10 +331,10 @@ class SelfReferentialTitans(nnx.Module):
       logits = at_least_float32(placement.by_head(of(x)))
       return jax.nn.sigmoid(logits + bias)[..., None]
 
-    eta = gate(self.eta, self.eta_bias[...])
+    eta = gate(self.slow_eta, self.eta_bias[...])
     if not self.options.retention:
       return eta, jnp.ones_like(eta)
-    return eta, gate(self.alpha, self.alpha_bias[...])
+    return eta, gate(self.slow_alpha, self.alpha_bias[...])
 
   def _spread(self, name: str, batch: int):
     """The learned numbers of a group of memories, `memory` or `projection`.

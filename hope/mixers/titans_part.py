@@ -73,7 +73,7 @@ def _parameters(options: TitansOptions) -> list[Leaf]:
     initial('(k|v|q|eta|alpha)/(up|down)', passes_on=generates),
     initial('(memory)/(up|down)', passes_on=in_context),
     Leaf(
-      '(beta|eta|alpha)/kernel',
+      '(beta|slow_eta|slow_alpha)/kernel',
       P('fsdp', 'tensor'),
       'gates and rates',
       kind='linear',

@@ -327,7 +327,10 @@ class TTTLayer(nnx.Module):
     fresh = state is None
     state = self.init_state(b) if fresh else state
     x, spoiled = finite.isolate(x, starts)
-    place = positions(state.memory_position, t, starts)
+    position = state.memory_position
+    if position is None:
+      position = jnp.int32(0)
+    place = positions(position, t, starts)
     place %= self.options.chunk_size
     xs, conv = self._read_inputs(x, state.conv, place, starts)
     norm = self.inner_scale[...], self.inner_bias[...]

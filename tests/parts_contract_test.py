@@ -93,13 +93,26 @@ CASES = {
   'cms in_context': feedforward('cms', mode='in_context', periods=(2, CHUNK)),
   'swiglu': feedforward('swiglu'),
 }
-over_cases = pytest.mark.parametrize('name', CASES)
+# Of parts that another case runs as well; what is their own has its own tests.
+SECOND = (
+  *('titans static', 'titans after', 'titans paper', 'titans dla'),
+  *('attention gqa', 'ttt mlp', 'mac linear', 'mal'),
+  *('delta linear_attention', 'delta retnet', 'delta deltanet', 'delta comba'),
+)
+over_cases = pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in SECOND else ())
+    for name in CASES
+  ],
+)
 
 
 def test_every_part_has_a_case():
   parts = [case.part for case in CASES.values()]
   for part in (*MIXERS.values(), *FEEDFORWARD.values()):
     assert part in parts
+  assert set(SECOND) < set(CASES)
 
 
 def build(name, dtype=jnp.float64):

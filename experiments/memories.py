@@ -30,11 +30,10 @@ import rich.table
 
 from experiments.memory_settings import (
   SETTINGS,
-  parameters,
   task_config,
   with_setting,
 )
-from hope import command_line
+from hope import command_line, matching
 from hope import data as data_lib
 from hope.config import resolve
 from hope.evaluation import heldout
@@ -114,7 +113,7 @@ def train(config, data) -> Run:
     results=results | inner.means(),
     losses=[float(f'{np.mean(piece):.5g}') for piece in pieces],
     tokens_per_second=training.tokens_per_second(),
-    parameters=parameters(config),
+    parameters=matching.size(config),
     pattern=config.model.pattern,
   )
 
@@ -155,7 +154,7 @@ class Runs:
       size = data_lib.open_data(config).vocab_size
       first, like = next(iter(SETTINGS)), None
       if setting != first:
-        like = parameters(with_setting(config, first, size, None))
+        like = matching.size(with_setting(config, first, size, None))
       resolved = with_setting(config, setting, size, like)
       self.patterns[setting] = resolved.model.pattern
     return self.patterns[setting]

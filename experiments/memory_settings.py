@@ -5,12 +5,9 @@ A setting is a mixer with options, as `model.pattern` says it.
 
 from typing import Any
 
-from flax import nnx
-import jax
-
 from experiments import formal_languages, mqar, smoke, text_memory
+from hope import matching
 from hope.config import resolve
-from hope.model import Hope
 from hope.tasks.formal_languages import LANGUAGES
 
 _STATIC = {'self_modifying': False}
@@ -144,12 +141,6 @@ def task_config(name: str, seed: int, steps: int):
   return config
 
 
-def parameters(config) -> int:
-  """Of the model that a resolved configuration describes."""
-  model = nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(0)))
-  return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
-
-
 def with_setting(config, setting: str, vocab_size: int, like: int | None):
   """A resolved configuration of a setting.
 
@@ -170,8 +161,8 @@ def with_setting(config, setting: str, vocab_size: int, like: int | None):
   if like is None:
     return first
   # The number of parameters is linear in the width of the feed-forward.
-  one, two = parameters(first), parameters(build(2.0))
+  one, two = matching.size(first), matching.size(build(2.0))
   found = build(round(1 + (like - one) / (two - one), 4))
-  if abs(parameters(found) / like - 1) > 0.01:
+  if abs(matching.size(found) / like - 1) > 0.01:
     raise ValueError(f'{setting!r} cannot have {like:,} parameters.')
   return found

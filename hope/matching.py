@@ -24,8 +24,12 @@ def count_parameters(
     config: resolved or not.
     vocab_size: of the data; None: `model.vocab_size` says it.
   """
-  resolved = resolve(config, vocab_size or config.model.vocab_size)
-  model = nnx.eval_shape(lambda: Hope(resolved, rngs=nnx.Rngs(0)))
+  return size(resolve(config, vocab_size or config.model.vocab_size))
+
+
+def size(config: ml_collections.FrozenConfigDict) -> int:
+  """Parameters of the model that a resolved configuration describes."""
+  model = nnx.eval_shape(lambda: Hope(config, rngs=nnx.Rngs(0)))
   return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 

@@ -8,6 +8,7 @@ from conftest import ROOT, cpu_devices
 import pytest
 
 from experiments import memory_settings
+from hope import matching
 
 
 @pytest.mark.parametrize('task', memory_settings.TASKS)
@@ -24,11 +25,9 @@ def test_an_unknown_task_is_refused():
 def test_settings_have_equal_parameters():
   config = memory_settings.task_config('aliases', 0, 1)
   first = memory_settings.with_setting(config, 'frozen', 24, None)
-  like = memory_settings.parameters(first)
+  like = matching.size(first)
   for name in ('linear-dot', 'delta-gate', 'gated_deltanet'):
-    found = memory_settings.parameters(
-      memory_settings.with_setting(config, name, 24, like)
-    )
+    found = matching.size(memory_settings.with_setting(config, name, 24, like))
     assert abs(found / like - 1) <= 0.01, name
 
 

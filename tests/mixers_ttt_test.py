@@ -52,7 +52,7 @@ def rotated(x, position):
 
 
 def head_reads(p, head, q, k, v, rate, taus):
-  """Outputs of one head, token by token, every W_t summed anew; (y, W)."""
+  """Outputs of one head, token by token, every W_t summed again; (y, W)."""
   scale, bias = p['inner_scale'][head, 0], p['inner_bias'][head, 0]
   layers = [j for j in (0, 1) if f'w{j}' in p]
   weights = [p[f'w{j}'][head] for j in layers]

@@ -3,7 +3,7 @@
 Queries and keys are cut into blocks. A block of queries goes through the blocks
 of keys that it sees, with a running maximum and sum (the online softmax of
 FlashAttention, arXiv:2205.14135, 2307.08691); the backward pass computes the
-probabilities anew from the logarithm of the sum. Pairs of blocks that the
+probabilities again from the logarithm of the sum. Pairs of blocks that the
 causal mask or the window excludes are not computed.
 """
 
@@ -89,7 +89,10 @@ def _over(
   """The carry after step(carry, i, j) for each pair (i, j) in turn."""
   if len(pairs) == 1:
     return step(carry, *pairs[0])
-  body = lambda carry, pair: (step(carry, *pair), None)
+
+  def body(carry: Any, pair: jax.Array) -> tuple[Any, None]:
+    return step(carry, *pair), None
+
   return lax.scan(body, carry, jnp.asarray(pairs, jnp.int32))[0]
 
 

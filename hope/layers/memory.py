@@ -2,23 +2,30 @@
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from hope.memory import mlp
+
+# Norm of a memory's initial output, of a unit input.
+_SCALE = 0.3
+
+
+def retention_bias(heads: int) -> jax.Array:
+  """Logits [heads] of retention with which things last 64 to 2,048 tokens."""
+  return jnp.log(jnp.logspace(6, 11, heads, base=2.0) - 1)
 
 
 class Memory(nnx.Module):
   """The initial state of one memory per head: a parameter, learned outside."""
 
-  def __init__(
-    self, heads: int, i: int, f: int, o: int, *, scale: float, rngs: nnx.Rngs
-  ):
+  def __init__(self, heads: int, i: int, f: int, o: int, *, rngs: nnx.Rngs):
     if f:
       # silu(z) is nearly z / 2, so that features of unit vectors start with
       # norm 1, and as far apart as the vectors are.
       init = nnx.initializers.orthogonal(scale=2.0)
       each = jax.random.split(rngs.params(), heads)
       self.up = nnx.Param(jax.vmap(lambda key: init(key, (i, f)))(each))
-    std = scale / o**0.5
+    std = _SCALE / o**0.5
     shape = (heads, f or i, o)
     self.down = nnx.Param(std * jax.random.normal(rngs.params(), shape))
 

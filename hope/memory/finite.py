@@ -81,3 +81,13 @@ def spoil(tree: Any, spoiled: jax.Array | None) -> Any:
     return jnp.where(parts, jnp.nan, x)
 
   return jax.tree.map(nan, tree)
+
+
+def spoil_state(state: Any, spoiled: jax.Array | None) -> Any:
+  """Makes the states after a piece NaN in rows whose last token is spoiled.
+
+  Args:
+    state: tree of arrays [b, ...]; integers are kept.
+    spoiled: bool [b, t], of the piece's tokens; None: nowhere.
+  """
+  return spoil(state, None if spoiled is None else spoiled[:, -1])

@@ -207,6 +207,19 @@ def add(base: Any, kernels: Any) -> Any:
   return kernels if base is None else jax.tree.map(jnp.add, base, kernels)
 
 
+def norms(kernels: Any) -> jax.Array:
+  """The norm of a memory by layer, [layers]: RMS over heads and batch.
+
+  Args:
+    kernels: tree of [layers, b, n, ...].
+  """
+  square = sum(
+    jnp.sum(jnp.square(x), axis=tuple(range(3, x.ndim))).mean((1, 2))
+    for x in jax.tree.leaves(kernels)
+  )
+  return jnp.sqrt(jnp.asarray(square))
+
+
 class Rates(NamedTuple):
   """Per-token factors of rule (A), shared by the memories of a head.
 

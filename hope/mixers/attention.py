@@ -11,7 +11,7 @@ start small, so that a token at first reads nothing of them.
 
 Choice: the cache holds keys as they are rotated. Angles are exact at any
 position (`rotary.rotate`), so a long stream gains nothing from rotating the
-whole cache anew for each token, which takes twice the time at 2,048 tokens.
+whole cache again for each token, which takes twice the time at 2,048 tokens.
 """
 
 import dataclasses

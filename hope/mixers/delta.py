@@ -283,8 +283,7 @@ class DeltaLayer(nnx.Module):
     if self.options.output_gate:
       y *= jax.nn.silu(placement.by_head(self.gate(x)))
     y = self.output(placement.constrain(y, 'hidden'))
-    end = None if spoiled is None else spoiled[:, -1]
-    conv, memory = finite.spoil((conv, memory), end)
+    conv, memory = finite.spoil_state((conv, memory), spoiled)
     state = DeltaState(
       conv=conv,
       memory=memory,
@@ -365,8 +364,7 @@ def metrics(state: DeltaState) -> dict[str, jax.Array]:
   Args:
     state: of stacked layers, [layers, b, ...].
   """
-  square = jnp.sum(jnp.square(state.memory.now), axis=(3, 4)).mean((1, 2))
-  return {'memory/state_norm': jnp.sqrt(square)}
+  return {'memory/state_norm': mlp.norms(state.memory.now)}
 
 
 def _chunks(options: DeltaOptions) -> list[int]:

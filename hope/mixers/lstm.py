@@ -181,7 +181,7 @@ class LSTMLayer(nnx.Module):
     # Else the recurrence would be split over devices as its readers are.
     y = placement.constrain(jnp.swapaxes(y, 0, 1), 'level')
     y = y.astype(self.sizes.dtype)
-    state = finite.spoil(state, None if spoiled is None else spoiled[:, -1])
+    state = finite.spoil_state(state, spoiled)
     return finite.spoil(y, spoiled), state
 
 

@@ -213,8 +213,7 @@ class MambaLayer(nnx.Module):
     )
     y = (y * jax.nn.silu(gate)).astype(self.sizes.dtype)
     y = self.output(placement.constrain(y, 'hidden'))
-    end = None if spoiled is None else spoiled[:, -1]
-    state = finite.spoil(MambaState(conv=conv, memory=memory), end)
+    state = finite.spoil_state(MambaState(conv=conv, memory=memory), spoiled)
     return finite.spoil(y, spoiled), state
 
 
@@ -256,8 +255,7 @@ def metrics(state: MambaState) -> dict[str, jax.Array]:
   Args:
     state: of stacked layers, [layers, b, ...].
   """
-  square = jnp.sum(jnp.square(state.memory), axis=(3, 4)).mean((1, 2))
-  return {'memory/state_norm': jnp.sqrt(square)}
+  return {'memory/state_norm': mlp.norms(state.memory)}
 
 
 def _hidden_multiple(options: MambaOptions) -> float:

@@ -271,9 +271,8 @@ class RWKV7(nnx.Module):
     y = y.reshape(b, t, width).astype(self.sizes.dtype)
     y *= placement.by_head(self.gate(shifted['g'], jax.nn.sigmoid))
     y = self.output(placement.constrain(y, 'hidden'))
-    end = None if spoiled is None else spoiled[:, -1]
-    last, memory = finite.spoil(
-      (x[:, -1].astype(state.last.dtype), memory), end
+    last, memory = finite.spoil_state(
+      (x[:, -1].astype(state.last.dtype), memory), spoiled
     )
     state = RWKV7State(
       last=last, memory=memory, memory_position=memory_position

@@ -157,8 +157,7 @@ class SRWMLayer(nnx.Module):
       self.inner_losses = InnerLosses(finite.spoil(losses, spoiled))
     y = placement.constrain(y, 'heads').reshape(b, t, width)
     y = placement.constrain(y.astype(self.sizes.dtype), 'hidden')
-    end = None if spoiled is None else spoiled[:, -1]
-    state = SRWMState(finite.spoil(found.now, end))
+    state = SRWMState(finite.spoil_state(found.now, spoiled))
     return finite.spoil(self.output(y), spoiled), state
 
 
@@ -196,8 +195,7 @@ def metrics(state: SRWMState) -> dict[str, jax.Array]:
   Args:
     state: of stacked layers, [layers, b, n, d, 3 d + 4].
   """
-  square = jnp.sum(jnp.square(state.memory), axis=(3, 4)).mean((1, 2))
-  return {'memory/state_norm': jnp.sqrt(square)}
+  return {'memory/state_norm': mlp.norms(state.memory)}
 
 
 PART = Part(

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 
 from hope.layers.convolution import CausalConvolution
 from hope.layers.dense import dot_general
-from hope.layers.memory import Memory
+from hope.layers.memory import Memory, retention_bias
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, mlp, stream
@@ -64,8 +64,6 @@ class TitansState(NamedTuple):
   memory_position: jax.Array | None
 
 
-# Norm of a memory's initial output, of a unit input.
-_SCALE = 0.3
 # Of a slow projection's kernel.
 _INIT = nnx.initializers.lecun_normal()
 # silu of it is 1.
@@ -148,7 +146,7 @@ class SelfReferentialTitans(nnx.Module):
 
     def memory(o: int) -> Memory:
       """One from keys of width d to values of width o."""
-      return Memory(num_heads, d, f, o, scale=_SCALE, rngs=rngs)
+      return Memory(num_heads, d, f, o, rngs=rngs)
 
     if options.projections == 'memories':
       self.k, self.v = memory(d), memory(d)
@@ -162,8 +160,7 @@ class SelfReferentialTitans(nnx.Module):
     self.memory = memory(d)
     self.eta_bias = nnx.Param(jnp.zeros(num_heads))
     if options.projections == 'memories' or options.retention:
-      span = jnp.logspace(6, 11, num_heads, base=2.0)
-      self.alpha_bias = nnx.Param(jnp.log(span - 1))
+      self.alpha_bias = nnx.Param(retention_bias(num_heads))
     if options.has_momentum():
       self.beta = nnx.Linear(
         width,
@@ -295,8 +292,9 @@ class SelfReferentialTitans(nnx.Module):
     if options.output_gate:
       y *= jax.nn.silu(_OPEN + placement.by_head(self.gate(x)))
     y = self.output(placement.constrain(y, 'hidden'))
-    end = None if spoiled is None else spoiled[:, -1]
-    conv, projections, memory = finite.spoil((conv, projections, memory), end)
+    conv, projections, memory = finite.spoil_state(
+      (conv, projections, memory), spoiled
+    )
     state = TitansState(
       conv=conv,
       projections=projections,

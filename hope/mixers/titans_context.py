@@ -33,7 +33,7 @@ import numpy as np
 from hope.fields import field
 from hope.layers import rotary
 from hope.layers.dense import dot_general
-from hope.layers.memory import Memory
+from hope.layers.memory import Memory, retention_bias
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import context, finite, mlp, stream
@@ -52,9 +52,6 @@ from hope.parts import (
   Sizes,
   divided_heads,
 )
-
-# Norm of a memory's initial output, of a unit input.
-_SCALE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +149,7 @@ class MemoryAsContext(nnx.Module):
     if options.num_persistent:
       self.persistent = Persistent(heads, options.num_persistent, d, rngs=rngs)
     f = d * options.hidden_multiple
-    self.memory = Memory(heads, d, f, d, scale=_SCALE, rngs=rngs)
+    self.memory = Memory(heads, d, f, d, rngs=rngs)
     draw = nnx.initializers.lecun_normal(batch_axis=0)
 
     def of_heads(outputs: int) -> nnx.Param:
@@ -160,8 +157,7 @@ class MemoryAsContext(nnx.Module):
 
     # k, v of h; k, v, q of the memory; logits of eta, alpha, beta.
     self.context, self.write, self.gates = map(of_heads, (2 * d, 3 * d, 3))
-    # What is stored lasts from 64 to 2,048 tokens, as in `hope.mixers.titans`.
-    alpha = jnp.log(jnp.logspace(6, 11, heads, base=2.0) - 1)
+    alpha = retention_bias(heads)
     bias = jnp.stack([0 * alpha, alpha, 0 * alpha], axis=-1)
     self.gate_bias = nnx.Param(bias[:, None])
     self.memory_rate = nnx.Param(2.0 * jnp.ones((2, heads), jnp.float32))
@@ -286,8 +282,7 @@ class MemoryAsContext(nnx.Module):
     y = self.output(placement.constrain(y, 'hidden'))
     trace, segment = memory.trace
     memory = memory._replace(trace=trace)
-    end = None if spoiled is None else spoiled[:, -1]
-    segment, memory = finite.spoil((segment, memory), end)
+    segment, memory = finite.spoil_state((segment, memory), spoiled)
     state = MemoryAsContextState(segment, memory, position)
     return finite.spoil(y, spoiled), state
 

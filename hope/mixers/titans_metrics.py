@@ -65,11 +65,7 @@ def norms(names: Sequence[str], memory: mlp.State) -> dict[str, jax.Array]:
     kinds['write_norm'] = memory.trace
   for kind, kernels in kinds.items():
     for j, name in enumerate(names):
-      square = sum(
-        jnp.sum(jnp.square(x), axis=tuple(range(3, x.ndim))).mean((1, 2))
-        for x in jax.tree.leaves(mlp.select(kernels, j, j + 1))
-      )
-      found[f'{name}/{kind}'] = jnp.sqrt(square)
+      found[f'{name}/{kind}'] = mlp.norms(mlp.select(kernels, j, j + 1))
   return found
 
 

@@ -34,7 +34,7 @@ from hope.fields import field
 from hope.layers import rotary
 from hope.layers.convolution import CausalConvolution
 from hope.layers.precision import at_least_float32
-from hope.memory import finite, mlp, objectives, rule, stream
+from hope.memory import finite, mlp, objectives, stream, test_time
 from hope.memory.segments import positions
 from hope.parallel import placement
 from hope.parts import (
@@ -49,8 +49,6 @@ from hope.parts import (
 )
 
 MODELS = ('linear', 'mlp')
-# Of LN.
-_EPS = 1e-6
 _BASE_RATES = {'linear': 1.0, 'mlp': 0.1}
 
 
@@ -103,121 +101,6 @@ class TTTState(NamedTuple):
   memory_position: jax.Array | None
 
 
-def gelu(x: jax.Array) -> jax.Array:
-  """Of x [...], [...]; the approximation by tanh, as published."""
-  return jax.nn.gelu(x, approximate=True)
-
-
-def _with_one(x: jax.Array) -> jax.Array:
-  """(x, 1), [..., i + 1] of [..., i]: (x, 1) @ (W; b) = x W + b."""
-  return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
-
-
-class Inner(NamedTuple):
-  """The model f, but for its weights.
-
-  Attributes:
-    scale: [..., 1, d], of LN.
-    bias: [..., 1, d], of LN.
-  """
-
-  scale: jax.Array
-  bias: jax.Array
-
-  def out(self, z: jax.Array, hidden: jax.Array) -> jax.Array:
-    """f(z) [..., c, d].
-
-    Args:
-      z: [..., c, d].
-      hidden: [..., c, d], outputs of the last layer.
-    """
-    return z + jax.nn.standardize(hidden, epsilon=_EPS) * self.scale + self.bias
-
-  def forward(self, kernels: tuple[jax.Array, ...], z: jax.Array) -> jax.Array:
-    """f(z) [..., c, d] of kernels [..., i + 1, o] and z [..., c, d]."""
-    u = z
-    for kernel in kernels[:-1]:
-      u = gelu(_with_one(u) @ kernel)
-    return self.out(z, _with_one(u) @ kernels[-1])
-
-  def errors(
-    self, kernels: tuple[jax.Array, ...], k: jax.Array, v: jax.Array
-  ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """(inputs, gradients at the outputs) of the layers, by the chain rule.
-
-    Args:
-      kernels: (W; b) of the layers, [..., i + 1, o].
-      k: [..., c, d], keys.
-      v: [..., c, d], wanted values.
-    """
-    inputs, backs, u = [], [], k
-    for j, kernel in enumerate(kernels):
-      inputs.append(_with_one(u))
-      z = inputs[-1] @ kernel
-      last = j == len(kernels) - 1
-      layer = functools.partial(self.out, k) if last else gelu
-      u, back = jax.vjp(layer, z)
-      backs.append(back)
-    g, gradients = objectives.error('l2', u, v), []
-    for kernel, back in zip(kernels[::-1], backs[::-1], strict=True):
-      (g,) = back(g)
-      gradients.insert(0, g)
-      g = g @ jnp.swapaxes(kernel[..., :-1, :], -1, -2)
-    return inputs, gradients
-
-
-def learn(
-  inner: Inner,
-  start: tuple[jax.Array, ...],
-  now: tuple[jax.Array, ...],
-  *,
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  rate: jax.Array,
-  tau: jax.Array,
-  tau_end: jax.Array,
-  form: rule.Form,
-) -> tuple[tuple[jax.Array, ...], jax.Array]:
-  """A model learns and reads tokens of one mini-batch.
-
-  Args:
-    inner: the model.
-    start: its layers at the mini-batch's start, W_0, [..., i + 1, o].
-    now: the same before these tokens: W_0 - sum_s lr_s grad_s, without tau.
-    q: [..., c, d], as k and v.
-    k: keys.
-    v: wanted values.
-    rate: [..., c, 1], lr.
-    tau: [..., c, 1].
-    tau_end: [..., 1, 1], tau_K if the mini-batch ends with these tokens, else
-      1.
-    form: of the rule.
-
-  Returns:
-    (now, f(q_t) with W_t [..., c, d]).
-  """
-  inputs, gradients = inner.errors(start, k, v)
-  decay = form.decays(jnp.ones_like(rate), None, None, True)
-  new, z = [], q
-  for j, (first, kernel) in enumerate(zip(start, now, strict=True)):
-    query = _with_one(gelu(z) if j else z)
-    kernel, _, read = form.update(
-      kernel,
-      None,
-      inputs[j],
-      gradients[j],
-      eta=rate,
-      decay=decay,
-      erase=0.0,
-      queries=query,
-    )
-    held = query @ first
-    z = held + tau * (read - held)
-    new.append(first + tau_end * (kernel - first))
-  return tuple(new), inner.out(q, z)
-
-
 class TTTLayer(nnx.Module):
   """The layer: `init_state(batch)`, `__call__(x, state) -> (y, state)`."""
 
@@ -253,7 +136,7 @@ class TTTLayer(nnx.Module):
     self.inner_scale = nnx.Param(jnp.ones((heads, 1, d)))
     self.inner_bias = nnx.Param(jnp.zeros((heads, 1, d)))
     self.norm = nnx.LayerNorm(
-      width, epsilon=_EPS, use_fast_variance=False, rngs=rngs
+      width, epsilon=test_time.EPS, use_fast_variance=False, rngs=rngs
     )
     self.output = dense(width)
 
@@ -334,12 +217,11 @@ class TTTLayer(nnx.Module):
     place %= self.options.chunk_size
     xs, conv = self._read_inputs(x, state.conv, place, starts)
     norm = self.inner_scale[...], self.inner_bias[...]
-    initial = self._kernels(b)
 
     def body(step: stream.Step):
       q, k, v, rate, tau, end = step.x
-      inner = Inner(*step.consts)
-      new, y = learn(
+      inner = test_time.Inner(*step.consts)
+      new, y = test_time.learn(
         inner,
         step.start,
         step.now,
@@ -364,17 +246,16 @@ class TTTLayer(nnx.Module):
       xs,
       chunk=self.options.chunk_size,
       starts=starts,
-      initial=initial,
+      initial=None if starts is None else self._kernels(b),
     )
     if self.measures:
       found = {'memory': losses.mean((2, 3))}
       self.inner_losses = InnerLosses(finite.spoil(found, spoiled))
     y = placement.constrain(y, 'heads').reshape(b, t, width)
     y = self.norm(y).astype(self.sizes.dtype)
-    y *= gelu(placement.by_head(self.gate(x)))
+    y *= test_time.gelu(placement.by_head(self.gate(x)))
     y = self.output(placement.constrain(y, 'hidden'))
-    end = None if spoiled is None else spoiled[:, -1]
-    conv, memory = finite.spoil((conv, memory), end)
+    conv, memory = finite.spoil_state((conv, memory), spoiled)
     return finite.spoil(y, spoiled), TTTState(conv, memory, position)
 
 
@@ -443,10 +324,7 @@ def metrics(state: TTTState) -> dict[str, jax.Array]:
   Args:
     state: of stacked layers, [layers, b, ...].
   """
-  square = sum(
-    jnp.sum(jnp.square(x), axis=(3, 4)).mean((1, 2)) for x in state.memory.now
-  )
-  return {'memory/state_norm': jnp.sqrt(square)}
+  return {'memory/state_norm': mlp.norms(state.memory.now)}
 
 
 def _chunks(options: TTTOptions) -> list[int]:

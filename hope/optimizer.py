@@ -238,7 +238,9 @@ def _make(
   """A rule with some of its options; only DGD uses the learning rate.
 
   Raises:
-    ValueError: if an option is out of its bounds.
+    ValueError: if an option is out of its bounds, or if the rule computes
+      eigendecompositions on several CPU devices, which wait for each other for
+      ever on a machine of few cores (jax 0.10.2).
   """
   options = dict(options)
   split = options.pop('split', 'whole')
@@ -246,6 +248,16 @@ def _make(
     raise ValueError(f'split={split!r} must be one of {SPLITS}.')
   # The rules of optax do not check theirs.
   optimizers.check(**options)
+  if (
+    options.get('statistic') == 'outer_product'
+    and mesh is not None
+    and mesh.size > 1
+    and mesh.devices.flat[0].platform == 'cpu'
+  ):
+    raise ValueError(
+      "optimizer.options: statistic='outer_product' runs on one CPU device, "
+      f'and there are {mesh.size}; set JAX_NUM_CPU_DEVICES=1.'
+    )
   axes = functools.partial(
     matrix_axes, table=table, num_heads=num_heads, split=split
   )

@@ -103,7 +103,9 @@ def scale_by_associative_momentum(
   gradients of any size: at 1e20, H itself overflows in float32.
 
   Two trees of the size of the parameters are kept. With outer products, H of a
-  matrix has in * in numbers, and each step computes its eigendecomposition.
+  matrix has in * in numbers, and each step computes its eigendecomposition. A
+  program with many of them on several CPU devices can wait for ever (jax
+  0.10.2); give it one.
 
   Args:
     b1: decay of M.

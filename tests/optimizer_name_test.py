@@ -316,3 +316,14 @@ def test_the_compiled_update_is_found_again():
     for seed in ('0', '3')
   }
   assert len(texts) == 1
+
+
+def test_eigendecompositions_on_several_cpu_devices_are_refused():
+  config = tiny(
+    name='associative_momentum', options="statistic='outer_product'"
+  )
+  config = config_lib.resolve(config, 16)
+  mesh = jax.sharding.Mesh(np.repeat(one_device().devices, 2), ('data',))
+  with pytest.raises(ValueError, match='JAX_NUM_CPU_DEVICES=1'):
+    optimizer.make_optimizer(config, mesh)
+  optimizer.make_optimizer(config, one_device())

@@ -4,6 +4,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from hope.layers.orthogonal import orthogonal
 from hope.memory import mlp
 
 # Norm of a memory's initial output, of a unit input.
@@ -22,9 +23,8 @@ class Memory(nnx.Module):
     if f:
       # silu(z) is nearly z / 2, so that features of unit vectors start with
       # norm 1, and as far apart as the vectors are.
-      init = nnx.initializers.orthogonal(scale=2.0)
-      each = jax.random.split(rngs.params(), heads)
-      self.up = nnx.Param(jax.vmap(lambda key: init(key, (i, f)))(each))
+      init = orthogonal(scale=2.0)
+      self.up = nnx.Param(init(rngs.params(), (heads, i, f)))
     std = _SCALE / o**0.5
     shape = (heads, f or i, o)
     self.down = nnx.Param(std * jax.random.normal(rngs.params(), shape))

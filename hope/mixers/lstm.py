@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from hope.fields import field
+from hope.layers.orthogonal import orthogonal
 from hope.layers.precision import at_least_float32
 from hope.memory import finite
 from hope.parallel import placement
@@ -138,11 +139,8 @@ class LSTMLayer(nnx.Module):
     self.input = nnx.Linear(
       width, 4 * width, use_bias=False, dtype=sizes.dtype, rngs=rngs
     )
-    draw = nnx.initializers.orthogonal()
-    keys = jax.random.split(rngs.params(), 4)
-    self.recurrent = nnx.Param(
-      jnp.concatenate([draw(key, (width, width)) for key in keys], axis=-1)
-    )
+    each = orthogonal()(rngs.params(), (4, width, width))
+    self.recurrent = nnx.Param(jnp.concatenate([*each], axis=-1))
     bias = jnp.zeros((4, width)).at[1].set(options.forget_bias)
     self.bias = nnx.Param(bias.reshape(-1))
 

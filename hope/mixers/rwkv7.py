@@ -34,6 +34,7 @@ from jax.sharding import PartitionSpec as P
 
 from hope.fields import field
 from hope.layers.norm import l2_normalize
+from hope.layers.orthogonal import orthogonal
 from hope.layers.precision import at_least_float32
 from hope.memory import diagonal, finite, linear, mlp, objectives, stream
 from hope.mixers import delta
@@ -112,7 +113,7 @@ class LowRank(nnx.Module):
       nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs
     )
     self.down = dense(width, rank, kernel_init=initializers.zeros)
-    self.up = dense(rank, width, kernel_init=initializers.orthogonal(0.1))
+    self.up = dense(rank, width, kernel_init=orthogonal(0.1))
 
   def __call__(self, x: jax.Array, activation=None) -> jax.Array:
     """Returns [b, t, width] for x [b, t, width]."""

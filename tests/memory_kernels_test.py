@@ -162,11 +162,10 @@ CASES = {
     'retention': False,
   },
 }
-QUICK = ('default', 'frozen')
 
 
 def cases():
-  slow = lambda name: () if name in QUICK else (pytest.mark.slow,)
+  slow = lambda name: () if name == 'default' else (pytest.mark.slow,)
   return [pytest.param(name, marks=slow(name)) for name in CASES]
 
 

@@ -155,10 +155,14 @@ def test_bfloat16_keeps_states_and_parameters_in_float32(mixer):
 # ----------------------------------------------------------------------- remat
 
 
-def test_remat_changes_nothing():
+@pytest.mark.parametrize(
+  'mixer', ['delta', pytest.param('titans', marks=pytest.mark.slow)]
+)
+def test_remat_changes_nothing(mixer):
   results = []
   for remat in (True, False):
-    graph, params = nnx.split(make(**{'compute.remat': remat}))
+    fields = {'model.pattern': f'{mixer}+cms', 'compute.remat': remat}
+    graph, params = nnx.split(make(**fields))
 
     def loss(params, graph=graph):
       logits, state = nnx.merge(graph, params)(tokens())

@@ -129,9 +129,8 @@ def test_blocks_smaller_than_their_chunk(options, monkeypatch):
   assert_same((joined, state), results[0], STREAM_BAR)
 
 
-@pytest.mark.parametrize(
-  'trace', [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('trace', [False, True])
 def test_chunks_of_one_are_the_chunk_form(trace, x64, monkeypatch):
   """Without tables, in groups of tokens: values, states and gradients."""
   layer = titans(

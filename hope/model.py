@@ -16,6 +16,7 @@ import ml_collections
 from hope import blocks
 from hope.blocks import BlockSpec
 from hope.fields import field
+from hope.layers.dense import dense_layer
 from hope.layers.norm import RMSNorm
 from hope.memory.stream import KERNELS
 from hope.parallel import placement
@@ -90,6 +91,12 @@ class ComputeOptions:
     True,
     'Recompute each block in the backward pass instead of keeping its values.',
   )
+  unroll: int = field(
+    4,
+    'Repeats of the pattern up to which they are compiled one after another, '
+    'which is faster than the loop that more of them are.',
+    minimum=1,
+  )
   kernel: str = field(
     'xla',
     "What runs the memories over whole chunks: 'xla', or 'pallas', one kernel "
@@ -155,7 +162,7 @@ class Hope(nnx.Module):
   def __init__(self, config: ml_collections.ConfigDict, *, rngs: nnx.Rngs):
     """Builds the model of a resolved configuration (`hope.config.resolve`)."""
     model = config.model
-    self.remat = config.compute.remat
+    self.remat, self.unroll = config.compute.remat, config.compute.unroll
     self.dtype = jnp.dtype(model.dtype)
     self.pattern, self.table = blocks.pattern(config), blocks.parameters(config)
     self.embed = nnx.Embed(
@@ -177,12 +184,8 @@ class Hope(nnx.Module):
       self.logit_scale = model.width**-0.5 if model.tied_head else 1.0
     self.tied_head = model.tied_head
     if not model.tied_head:
-      self.head = nnx.Linear(
-        model.width,
-        model.vocab_size,
-        use_bias=False,
-        dtype=self.dtype,
-        rngs=rngs,
+      self.head = dense_layer(
+        model.width, model.vocab_size, dtype=self.dtype, rngs=rngs
       )
 
   def init_state(self, batch: int, documents: bool = False):
@@ -280,8 +283,11 @@ class Hope(nnx.Module):
       x, state = block(x, state, starts)
       return placement.constrain(x, 'tokens'), (state, block.pop_inner_losses())
 
+    repeats = jax.tree.leaves(params)[0].shape[0]
+    unrolled = repeats <= self.unroll
     if self.remat:
-      apply = jax.checkpoint(apply, prevent_cse=False, static_argnums=0)
+      # In a loop, what is recomputed cannot be merged with what was computed.
+      apply = jax.checkpoint(apply, prevent_cse=unrolled, static_argnums=0)
 
     def repeat(x, inputs):
       found = []
@@ -298,6 +304,7 @@ class Hope(nnx.Module):
         probes,
         (None,) * len(graphs) if state is None else state,
       ),
+      unroll=repeats if unrolled else 1,
     )
     if any(losses):
       self.inner_losses = InnerLosses(losses)

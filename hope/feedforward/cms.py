@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from hope.fields import field
+from hope.layers.dense import dense_layer
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, mlp, stream
@@ -106,7 +107,7 @@ class OuterLevel(nnx.Module):
     self.norm = RMSNorm(width, norm_eps)
 
     def dense(i: int, o: int) -> nnx.Linear:
-      return nnx.Linear(i, o, use_bias=False, dtype=dtype, rngs=rngs)
+      return dense_layer(i, o, dtype=dtype, rngs=rngs)
 
     self.up, self.down = dense(width, hidden), dense(hidden, width)
 
@@ -153,13 +154,12 @@ class InContextLevel(nnx.Module):
     self.period, self.objective, self.dtype = period, objective, dtype
     self.name, self.measures = name, False
     self.norm = RMSNorm(width, norm_eps)
-    self.key_value = nnx.Linear(
-      width, 2 * width, use_bias=False, dtype=dtype, rngs=rngs
-    )
+    self.key_value = dense_layer(width, 2 * width, dtype=dtype, rngs=rngs)
     # eta starts at half its bound, alpha at 0.9975.
-    self.gates = nnx.Linear(
+    self.gates = dense_layer(
       width,
       2,
+      use_bias=True,
       dtype=dtype,
       kernel_init=nnx.initializers.zeros,
       bias_init=lambda *_: jnp.array([0.0, 6.0]),

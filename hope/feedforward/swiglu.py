@@ -10,6 +10,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from hope.fields import field
+from hope.layers.dense import dense_layer
 from hope.layers.norm import RMSNorm
 from hope.parallel import placement
 from hope.parts import Divided, Leaf, Part, Sizes
@@ -34,7 +35,7 @@ class SwiGLU(nnx.Module):
     self.norm = RMSNorm(sizes.width, sizes.norm_eps)
 
     def dense(i: int, o: int) -> nnx.Linear:
-      return nnx.Linear(i, o, use_bias=False, dtype=sizes.dtype, rngs=rngs)
+      return dense_layer(i, o, dtype=sizes.dtype, rngs=rngs)
 
     self.gate = dense(sizes.width, hidden)
     self.up = dense(sizes.width, hidden)

@@ -1,7 +1,11 @@
-"""The matmul of an `nnx.Linear` with its own backward pass."""
+"""Linear layers whose matmul has its own backward pass."""
 
+import functools
+
+from flax import nnx
 import jax
 from jax import lax
+import jax.numpy as jnp
 
 
 @jax.custom_vjp
@@ -42,3 +46,23 @@ def dot_general(x, kernel, dimension_numbers, *, precision, out_sharding):
   """
   del dimension_numbers, precision, out_sharding  # Those of a plain product.
   return _matmul(x, kernel)
+
+
+# An `nnx.Linear` without bias: (inputs, outputs, *, dtype, rngs, ...).
+dense_layer = functools.partial(
+  nnx.Linear, use_bias=False, dot_general=dot_general
+)
+
+
+def split_heads(x: jax.Array, heads: int, streams: int) -> list[jax.Array]:
+  """The streams of a projection, each [..., heads, d].
+
+  Args:
+    x: [..., heads streams d], by head, and within a head by stream: so a part
+      of the heads is a part of the columns.
+    heads: of each stream.
+    streams: as q, k and v.
+  """
+  x = x.reshape(*x.shape[:-1], heads, streams, -1)
+  # The gradient of a split is one concatenation.
+  return [jnp.squeeze(z, -2) for z in jnp.split(x, streams, axis=-2)]

@@ -384,11 +384,6 @@ class Form(NamedTuple):
   update: Callable[..., tuple[Any, Any, Any]]
 
 
-def _joint_dot(xs: list[jax.Array], ys: list[jax.Array]) -> jax.Array:
-  """The sum of the products of xs and ys, as one matmul: [..., c, o]."""
-  return jnp.concatenate(xs, axis=-1) @ jnp.concatenate(ys, axis=-2)
-
-
 def chunk_update(
   kernel: jax.Array,
   trace: jax.Array | None,
@@ -437,7 +432,6 @@ def decayed_update(
   queries: jax.Array | None = None,
   trace_erases: bool = False,
   solve: Callable[[jax.Array, jax.Array], jax.Array] = solve_unit_lower,
-  dot: Callable[[list[jax.Array], list[jax.Array]], jax.Array] = _joint_dot,
 ) -> tuple[jax.Array, Any, Any]:
   """`chunk_update` with the decay factors already computed.
 
@@ -452,17 +446,12 @@ def decayed_update(
     queries: [..., c, i], or None.
     trace_erases: as in `token_update`.
     solve: the backend's unit lower triangular solve, as `solve_unit_lower`.
-    dot: the backend's sum of the matmuls of lists of [..., c, i_j] and
-      [..., i_j, o], [..., c, o].
 
   Returns:
     (kernel, trace, reads), as `chunk_update`.
   """
   eps = _erase_rates(erase, eta)
   before, end = decay.before, decay.end
-  # Concatenate state and writes, so that every read is one matmul. Decays and
-  # rates scale the queries' side, which is the narrower one.
-  held = [kernel, g] if trace is None else [kernel, trace, g]
 
   def incoming(x: jax.Array, scores: jax.Array, at: Factors) -> jax.Array:
     """What x reads at each token if nothing is erased, [..., c, o].
@@ -472,11 +461,11 @@ def decayed_update(
       scores: [..., c, c], x times u.
       at: the decay factors where x reads.
     """
-    factors = [at.start * x]
+    # Decays and rates scale the side of x, which is the narrower one.
+    read = (at.start * x) @ kernel
     if trace is not None:
-      factors.append(at.trace * x)
-    factors.append(-_turn(eta) * at.write * scores)
-    return dot(factors, held)
+      read += (at.trace * x) @ trace
+    return read - (_turn(eta) * at.write * scores) @ g
 
   def erasing(at: Factors) -> jax.Array:
     """Effect on the kernel of what each token erases, shaped as at.keep."""

@@ -26,6 +26,7 @@ import numpy as np
 
 from hope.fields import field
 from hope.layers import blockwise, rotary
+from hope.layers.dense import dense_layer, split_heads
 from hope.memory import finite
 from hope.memory.segments import positions
 from hope.parallel import placement
@@ -165,7 +166,7 @@ class CausalAttention(nnx.Module):
     self.head = options.head_dim or width // num_heads
 
     def dense(i: int, o: int) -> nnx.Linear:
-      return nnx.Linear(i, o, use_bias=False, dtype=dtype, rngs=rngs)
+      return dense_layer(i, o, dtype=dtype, rngs=rngs)
 
     if self.kv_heads == num_heads:
       self.qkv = dense(width, 3 * num_heads * self.head)
@@ -187,13 +188,12 @@ class CausalAttention(nnx.Module):
     """q [b, t, n, d], k and v [b, t, kv_heads, d] of x [b, t, width]."""
     b, t, _ = x.shape
     if self.kv_heads == self.num_heads:
-      # By head, and within a head q, k, v.
       qkv = placement.by_head(self.qkv(x))
-      q, k, v = jnp.moveaxis(qkv.reshape(b, t, self.num_heads, 3, -1), 3, 0)
+      q, k, v = split_heads(qkv, self.num_heads, 3)
       return q, k, v
     q = placement.by_head(self.query(x)).reshape(b, t, self.num_heads, -1)
     kv = placement.by_head(self.key_value(x))
-    k, v = jnp.moveaxis(kv.reshape(b, t, self.kv_heads, 2, -1), 3, 0)
+    k, v = split_heads(kv, self.kv_heads, 2)
     return q, k, v
 
   def _frequencies(self) -> np.ndarray:

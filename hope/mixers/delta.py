@@ -40,6 +40,7 @@ from jax.sharding import PartitionSpec as P
 from hope.fields import field
 from hope.layers import rotary, step_size
 from hope.layers.convolution import CausalConvolution
+from hope.layers.dense import dense_layer, split_heads
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, linear, mlp, objectives, stream
@@ -127,9 +128,7 @@ class DeltaLayer(nnx.Module):
     width, heads = sizes.width, sizes.num_heads
 
     def dense(outputs: int) -> nnx.Linear:
-      return nnx.Linear(
-        width, outputs, use_bias=False, dtype=sizes.dtype, rngs=rngs
-      )
+      return dense_layer(width, outputs, dtype=sizes.dtype, rngs=rngs)
 
     self.qkv = dense(3 * width)
     if options.conv_width:
@@ -178,16 +177,11 @@ class DeltaLayer(nnx.Module):
 
   def _read_inputs(self, x: jax.Array, state: DeltaState, starts):
     """(q, k, v, conv): [b, t, n, d] each, and the convolution's state."""
-    b, t, _ = x.shape
     mixed, conv = placement.by_head(self.qkv(x)), state.conv
     if self.options.conv_width:
       mixed, conv = self.conv(mixed, conv, starts)
       mixed = jax.nn.silu(mixed)
-    # By head, and within a head q, k, v.
-    mixed = at_least_float32(mixed)
-    q, k, v = jnp.moveaxis(
-      mixed.reshape(b, t, self.sizes.num_heads, 3, -1), 3, 0
-    )
+    q, k, v = split_heads(at_least_float32(mixed), self.sizes.num_heads, 3)
     return q, k, v, conv
 
   def _rates(self, x: jax.Array) -> dict[str, jax.Array]:

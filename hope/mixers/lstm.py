@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from hope.fields import field
+from hope.layers.dense import dense_layer
 from hope.layers.orthogonal import orthogonal
 from hope.layers.precision import at_least_float32
 from hope.memory import finite
@@ -136,9 +137,7 @@ class LSTMLayer(nnx.Module):
   def __init__(self, sizes: Sizes, options: LSTMOptions, *, rngs: nnx.Rngs):
     """Builds the layer; its matrices hold the gates in the order i, f, g, o."""
     self.sizes, width = sizes, sizes.width
-    self.input = nnx.Linear(
-      width, 4 * width, use_bias=False, dtype=sizes.dtype, rngs=rngs
-    )
+    self.input = dense_layer(width, 4 * width, dtype=sizes.dtype, rngs=rngs)
     each = orthogonal()(rngs.params(), (4, width, width))
     self.recurrent = nnx.Param(jnp.concatenate([*each], axis=-1))
     bias = jnp.zeros((4, width)).at[1].set(options.forget_bias)

@@ -35,6 +35,7 @@ from jax.sharding import PartitionSpec as P
 from hope.fields import field
 from hope.layers import step_size
 from hope.layers.convolution import CausalConvolution
+from hope.layers.dense import dense_layer
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, mlp, stream
 from hope.parallel import placement
@@ -132,16 +133,18 @@ class MambaLayer(nnx.Module):
     self.sizes, self.options = sizes, options
     width, n = sizes.width, options.state_size
     self.channels, self.rank = options.expand * width, -(-width // 16)
-    dense = functools.partial(
-      nnx.Linear, use_bias=False, dtype=sizes.dtype, rngs=rngs
-    )
+    dense = functools.partial(dense_layer, dtype=sizes.dtype, rngs=rngs)
     self.input = dense(width, self.channels)
     self.gate = dense(width, self.channels)
     self.conv = CausalConvolution(self.channels, options.conv_width, rngs=rngs)
     self.conv_bias = nnx.Param(jnp.zeros(self.channels))
     # What says how the state changes is not rounded to bfloat16.
     exact = functools.partial(
-      dense, preferred_element_type=jnp.promote_types(sizes.dtype, jnp.float32)
+      nnx.Linear,
+      use_bias=False,
+      dtype=sizes.dtype,
+      preferred_element_type=jnp.promote_types(sizes.dtype, jnp.float32),
+      rngs=rngs,
     )
     self.selection = exact(self.channels, self.rank + 2 * n)
     # Uniform from -rank^-1/2 to rank^-1/2.

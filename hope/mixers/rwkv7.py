@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from hope.fields import field
+from hope.layers.dense import dense_layer
 from hope.layers.norm import l2_normalize
 from hope.layers.orthogonal import orthogonal
 from hope.layers.precision import at_least_float32
@@ -109,9 +110,7 @@ class LowRank(nnx.Module):
   """x A, an activation, and B; zero at first."""
 
   def __init__(self, width: int, rank: int, dtype: Any, *, rngs: nnx.Rngs):
-    dense = functools.partial(
-      nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs
-    )
+    dense = functools.partial(dense_layer, dtype=dtype, rngs=rngs)
     self.down = dense(width, rank, kernel_init=initializers.zeros)
     self.up = dense(rank, width, kernel_init=orthogonal(0.1))
 
@@ -137,13 +136,8 @@ class RWKV7(nnx.Module):
     width, heads = sizes.width, sizes.num_heads
 
     def dense(kernel_init: Any) -> nnx.Linear:
-      return nnx.Linear(
-        width,
-        width,
-        use_bias=False,
-        dtype=sizes.dtype,
-        kernel_init=kernel_init,
-        rngs=rngs,
+      return dense_layer(
+        width, width, dtype=sizes.dtype, kernel_init=kernel_init, rngs=rngs
       )
 
     def low_rank(name: str) -> LowRank:

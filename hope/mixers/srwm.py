@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from hope.fields import field
+from hope.layers.dense import dense_layer
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, mlp, objectives, stream
 from hope.parallel import placement
@@ -100,8 +101,8 @@ class SRWMLayer(nnx.Module):
       return nnx.Param(d**-0.5 * noise)
 
     self.y, self.q, self.k, self.beta = draw(d), draw(d), draw(d), draw(4)
-    self.output = nnx.Linear(
-      sizes.width, sizes.width, use_bias=False, dtype=sizes.dtype, rngs=rngs
+    self.output = dense_layer(
+      sizes.width, sizes.width, dtype=sizes.dtype, rngs=rngs
     )
 
   def init_state(self, batch: int) -> SRWMState:

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from hope.layers.convolution import CausalConvolution
-from hope.layers.dense import dot_general
+from hope.layers.dense import dense_layer, split_heads
 from hope.layers.memory import Memory, retention_bias
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
@@ -120,24 +120,12 @@ class SelfReferentialTitans(nnx.Module):
     streams = 3 if options.mix == 'dense' else 1
 
     def dense(outputs: int, init=_INIT) -> nnx.Linear:
-      return nnx.Linear(
-        width,
-        outputs,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=init,
-        rngs=rngs,
+      return dense_layer(
+        width, outputs, dtype=dtype, kernel_init=init, rngs=rngs
       )
 
     if options.mix == 'dense':
-      self.mix = nnx.Linear(
-        width,
-        3 * width,
-        use_bias=False,
-        dtype=dtype,
-        dot_general=dot_general,
-        rngs=rngs,
-      )
+      self.mix = dense(3 * width)
     else:
       self.query = dense(width)
     self.conv = CausalConvolution(
@@ -162,9 +150,10 @@ class SelfReferentialTitans(nnx.Module):
     if options.projections == 'memories' or options.retention:
       self.alpha_bias = nnx.Param(retention_bias(num_heads))
     if options.has_momentum():
-      self.beta = nnx.Linear(
+      self.beta = dense_layer(
         width,
         num_heads,
+        use_bias=True,
         dtype=dtype,
         kernel_init=nnx.initializers.zeros,
         rngs=rngs,
@@ -262,8 +251,7 @@ class SelfReferentialTitans(nnx.Module):
     mixed, conv = self.conv(placement.by_head(mixed), state.conv, starts)
     mixed = jax.nn.silu(mixed)
     if options.mix == 'dense':
-      # By head, and within a head q, k, v.
-      x_q, x_k, x_v = jnp.moveaxis(mixed.reshape(batch, t, n, 3, -1), 3, 0)
+      x_q, x_k, x_v = split_heads(mixed, n, 3)
     else:
       x_q, x_k, x_v = self.query(mixed), mixed, mixed
     beta = None

@@ -32,7 +32,7 @@ import numpy as np
 
 from hope.fields import field
 from hope.layers import rotary
-from hope.layers.dense import dot_general
+from hope.layers.dense import dense_layer, split_heads
 from hope.layers.memory import Memory, retention_bias
 from hope.layers.norm import RMSNorm, l2_normalize
 from hope.layers.precision import at_least_float32
@@ -138,14 +138,7 @@ class MemoryAsContext(nnx.Module):
     width, heads = sizes.width, sizes.num_heads
     d = width // heads
     # By head, and within a head the memory's q, and q, k, v of attention.
-    self.mix = nnx.Linear(
-      width,
-      4 * width,
-      use_bias=False,
-      dtype=sizes.dtype,
-      dot_general=dot_general,
-      rngs=rngs,
-    )
+    self.mix = dense_layer(width, 4 * width, dtype=sizes.dtype, rngs=rngs)
     if options.num_persistent:
       self.persistent = Persistent(heads, options.num_persistent, d, rngs=rngs)
     f = d * options.hidden_multiple
@@ -162,9 +155,7 @@ class MemoryAsContext(nnx.Module):
     self.gate_bias = nnx.Param(bias[:, None])
     self.memory_rate = nnx.Param(2.0 * jnp.ones((2, heads), jnp.float32))
     self.attention_norm, self.memory_norm = RMSNorm(d), RMSNorm(d)
-    self.output = nnx.Linear(
-      width, width, use_bias=False, dtype=sizes.dtype, rngs=rngs
-    )
+    self.output = dense_layer(width, width, dtype=sizes.dtype, rngs=rngs)
 
   def _kernels(self, batch: int) -> mlp.Kernels:
     """The memory's initial kernels, [batch, n, ...]."""
@@ -187,8 +178,7 @@ class MemoryAsContext(nnx.Module):
     """Of x [b, t, width] at places [t] or [b, t]."""
     b, t, _ = x.shape
     mixed = at_least_float32(placement.by_head(self.mix(x)))
-    mixed = mixed.reshape(b, t, self.sizes.num_heads, 4, -1)
-    read, q, k, v = jnp.moveaxis(mixed, 3, 0)
+    read, q, k, v = split_heads(mixed, self.sizes.num_heads, 4)
     frequency = _frequencies(q.shape[-1])
     q, k = (rotary.rotate(z, place, frequency) for z in (q, k))
     place = jnp.broadcast_to(place, (b, t))[..., None, None]

@@ -33,6 +33,7 @@ from jax.sharding import PartitionSpec as P
 from hope.fields import field
 from hope.layers import rotary
 from hope.layers.convolution import CausalConvolution
+from hope.layers.dense import dense_layer, split_heads
 from hope.layers.precision import at_least_float32
 from hope.memory import finite, mlp, objectives, stream, test_time
 from hope.memory.segments import positions
@@ -117,13 +118,13 @@ class TTTLayer(nnx.Module):
     d = width // heads
 
     def dense(outputs: int) -> nnx.Linear:
-      return nnx.Linear(
-        width, outputs, use_bias=False, dtype=sizes.dtype, rngs=rngs
-      )
+      return dense_layer(width, outputs, dtype=sizes.dtype, rngs=rngs)
 
     self.qk, self.v, self.gate = dense(width), dense(width), dense(width)
     self.conv = CausalConvolution(2 * width, options.conv_width, rngs=rngs)
-    self.rate = nnx.Linear(width, heads, dtype=sizes.dtype, rngs=rngs)
+    self.rate = dense_layer(
+      width, heads, use_bias=True, dtype=sizes.dtype, rngs=rngs
+    )
     self.tau = nnx.Param(jnp.zeros(options.chunk_size))
     widths = [d, d]
     if options.model == 'mlp':
@@ -169,9 +170,8 @@ class TTTLayer(nnx.Module):
     heads, chunk = self.sizes.num_heads, self.options.chunk_size
     shared = placement.by_head(self.qk(x)).reshape(b, t, heads, 1, -1)
     shared = jnp.broadcast_to(shared, (b, t, heads, 2, width // heads))
-    # By head, and within a head q, k.
     mixed, conv = self.conv(shared.reshape(b, t, -1), conv, starts)
-    q, k = jnp.moveaxis(mixed.reshape(b, t, heads, 2, -1), 3, 0)
+    q, k = split_heads(mixed, heads, 2)
     v = placement.by_head(self.v(x)).reshape(b, t, heads, -1)
     q, k, v = map(at_least_float32, (q, k, v))
     frequency = rotary.frequencies(

@@ -172,15 +172,7 @@ def _solve_bwd(residuals, z_bar):
 solve_unit_lower.defvjp(_solve_fwd, _solve_bwd)
 
 
-def _separate_dot(xs: list[jax.Array], ys: list[jax.Array]) -> jax.Array:
-  """The sum of the products of xs and ys, as matmuls: [..., c, o]."""
-  products = [x @ y for x, y in zip(xs, ys, strict=True)]
-  return functools.reduce(jnp.add, products)
-
-
 FORM = rule.Form(
   decays=decays,
-  update=functools.partial(
-    rule.decayed_update, solve=solve_unit_lower, dot=_separate_dot
-  ),
+  update=functools.partial(rule.decayed_update, solve=solve_unit_lower),
 )

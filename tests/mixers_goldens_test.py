@@ -14,6 +14,7 @@ from hope.mixers.attention import AttentionOptions, CausalAttention
 from hope.mixers.delta import DeltaLayer, DeltaOptions
 from hope.mixers.lstm import LSTMLayer, LSTMOptions
 from hope.mixers.mamba import MambaLayer, MambaOptions
+from hope.mixers.srwm import SRWMLayer, SRWMOptions
 from hope.parts import Sizes
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
@@ -259,3 +260,12 @@ def test_memory_of_titans_is_that_of_titans_pytorch(x64):
   assert relative(jnp.concatenate(ys, axis=1), golden['y']) <= BAR
   assert relative(now.up, golden['end.up']) <= BAR
   assert relative(now.down[0][:, 0], golden['end.down']) <= BAR
+
+
+def test_srwm_is_that_of_its_authors(x64):
+  golden = load('srwm')
+  weights = {x: golden[f'W_{x}'] for x in 'yqk'}
+  weights |= {'beta': golden['w_b'], 'output.kernel': np.eye(WIDTH)}
+  layer = SRWMLayer(SIZES, SRWMOptions(), rngs=nnx.Rngs(0))
+  y, _ = call(fill(layer, weights))(golden['x'], None)
+  assert relative(y, golden['y']) <= BAR

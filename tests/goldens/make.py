@@ -10,6 +10,9 @@ Licences: torch BSD-3-Clause, transformers Apache-2.0, titans-pytorch and
 flash-linear-attention (fla) MIT. Nothing of them is here but what they compute.
 A file has inputs `x` [b, t, width], weights under their names there, outputs
 `y`, the last `state` where there is one, and `source`.
+
+srwm.npz is of the loop that the authors test their kernel with (on a CPU in
+float64): supervised_learning/self_ref_v0 of github.com/IDSIA/modern-srwm.
 """
 
 import importlib.metadata

@@ -1,18 +1,21 @@
 """Outputs of public layers for the mixers, as npz files beside this one.
 
-Made once on a CPU, as those of `make_rules.py`, in an environment of its own:
+Made once on a CPU, in an environment of its own, as `make_memories.py`'s:
 
   pip install torch==2.14.1 transformers==5.24.0 titans-pytorch==0.5.5
   pip install flash-linear-attention==0.6.0
-  python tests/goldens/make.py && python tests/goldens/make_rules.py
+  python tests/goldens/make.py && python tests/goldens/make_memories.py
 
 Licences: torch BSD-3-Clause, transformers Apache-2.0, titans-pytorch and
 flash-linear-attention (fla) MIT. Nothing of them is here but what they compute.
 A file has inputs `x` [b, t, width], weights under their names there, outputs
 `y`, the last `state` where there is one, and `source`.
 
-srwm.npz is of the loop that the authors test their kernel with (on a CPU in
-float64): supervised_learning/self_ref_v0 of github.com/IDSIA/modern-srwm.
+Three are of lines of authors' own code, which is in no package, run in float64:
+srwm.npz, the loop that the kernel of supervised_learning/self_ref_v0 is tested
+with, in github.com/IDSIA/modern-srwm; ttt_linear.npz and ttt_mlp.npz, the
+forward pass of the layers in ttt.py of github.com/test-time-training/ttt-lm-
+pytorch (MIT), with `share_qk`, `use_gate` and no bias of the convolutions.
 """
 
 import importlib.metadata
@@ -20,9 +23,7 @@ import pathlib
 from unittest import mock
 
 import numpy as np
-import titans_pytorch
 import torch
-from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.mamba import modeling_mamba as mamba
@@ -116,50 +117,6 @@ def make_gated_deltanet():
   )
 
 
-class Memory(torch.nn.Module):
-  def __init__(self):
-    super().__init__()
-    self.up = torch.nn.Parameter(draw(HEAD, 2 * HEAD, dtype=torch.float64))
-    self.down = torch.nn.Parameter(draw(2 * HEAD, HEAD, dtype=torch.float64))
-
-  def forward(self, x):
-    return x + F.silu(x @ self.up) @ self.down
-
-
-class Unit(torch.nn.Module):
-  def forward(self, x):
-    return F.normalize(x, dim=-1)
-
-
-def make_titans():
-  """A step for each token, gradients at the start of each 8."""
-  torch.set_default_dtype(torch.float64)
-  layer = titans_pytorch.NeuralMemory(
-    HEAD,
-    batch_size=8,
-    model=Memory(),
-    store_memory_loss_fn=lambda y, v: 0.5 * (y - v).square().sum(-1),
-    default_step_transform_max_lr=0.2,
-    pre_rmsnorm=False,
-    activation=Unit(),
-    mem_model_norm_add_residual=False,
-  )
-  names = ('queries', 'keys', 'values', 'adaptive_step', 'momentum')
-  layers = {x: getattr(layer, f'to_{x}')[0] for x in (*names, 'decay_factor')}
-  weights = {f'{x}.{k}': w for x in layers for k, w in fill(layers[x]).items()}
-  # A memory that lasts.
-  layers['decay_factor'].bias.data = weights['decay_factor.bias'].sub_(3)
-  start = dict(zip(('up', 'down'), layer.memory_model_parameters, strict=True))
-  start = {name: 0.3 * x[0].detach() for name, x in start.items()}
-  for name, x in zip(start, layer.memory_model_parameters, strict=True):
-    x.data[0] = start[name]
-  x = draw(B, T, HEAD, dtype=torch.float64)
-  y, end = layer(x)
-  end = {f'end.{name}': kernel for name, kernel in end.states[0].items()}
-  arrays = {'x': x, 'y': y, **weights, **start, **end}
-  store('titans', 'titans-pytorch', 'NeuralMemory', **arrays)
-
-
 if __name__ == '__main__':
   make_lstm()
   make_attention('attention', {'rope_type': 'default'})
@@ -173,4 +130,3 @@ if __name__ == '__main__':
   make_attention('attention_llama3', llama3)
   make_mamba()
   make_gated_deltanet()
-  make_titans()

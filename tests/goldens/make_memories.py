@@ -1,11 +1,11 @@
-"""Outputs of the functions of flash-linear-attention; `make.py` says how."""
+"""Outputs of fla's functions and of titans-pytorch; `make.py` says how."""
 
 from fla.ops.comba.naive import naive_chunk_comba
 from fla.ops.delta_rule.naive import delta_rule_recurrence
 from fla.ops.linear_attn.naive import naive_recurrent_linear_attn
 from fla.ops.retention.naive import naive_retention
-from fla.ops.ttt.naive import chunk_ttt_linear_ref
-from make import HEAD, HEADS, WIDTH, B, T, draw, store
+from make import HEAD, HEADS, WIDTH, B, T, draw, fill, store
+import titans_pytorch
 import torch
 from torch.nn import functional as F
 from transformers.models.llama import modeling_llama as llama
@@ -54,28 +54,50 @@ def make_rules():
   store('comba', 'fla-core', 'naive_chunk_comba', **w, y=y, state=state)
 
 
-def make_ttt():
-  q, k, v = (draw(B, T, HEADS, HEAD) for _ in range(3))
-  weights = {'w': draw(HEADS, HEAD), 'b': draw(HEADS, HEAD)}
-  start = draw(B, HEADS, HEAD, HEAD, scale=0.3), draw(B, HEADS, 1, HEAD)
-  eta = 0.1 * torch.sigmoid(draw(B, T, HEADS, 1))
-  y, state, bias = chunk_ttt_linear_ref(
-    q.clone(),
-    k,
-    v,
-    **weights,
-    eta=eta,
-    scale=1.0,
-    mini_batch_size=8,
-    initial_state=start[0],
-    initial_state_bias=start[1],
-    output_final_state=True,
+class Memory(torch.nn.Module):
+  def __init__(self):
+    super().__init__()
+    self.up = torch.nn.Parameter(draw(HEAD, 2 * HEAD, dtype=torch.float64))
+    self.down = torch.nn.Parameter(draw(2 * HEAD, HEAD, dtype=torch.float64))
+
+  def forward(self, x):
+    return x + F.silu(x @ self.up) @ self.down
+
+
+class Unit(torch.nn.Module):
+  def forward(self, x):
+    return F.normalize(x, dim=-1)
+
+
+def make_titans():
+  """A step for each token, gradients at the start of each 8."""
+  torch.set_default_dtype(torch.float64)
+  layer = titans_pytorch.NeuralMemory(
+    HEAD,
+    batch_size=8,
+    model=Memory(),
+    store_memory_loss_fn=lambda y, v: 0.5 * (y - v).square().sum(-1),
+    default_step_transform_max_lr=0.2,
+    pre_rmsnorm=False,
+    activation=Unit(),
+    mem_model_norm_add_residual=False,
   )
-  state, start = torch.cat([state, bias], 2), torch.cat(start, 2)
-  arrays = {'q': q, 'k': k, 'v': v, 'eta': eta, 'start': start, **weights}
-  store('ttt', 'fla-core', 'chunk_ttt_linear_ref', **arrays, y=y, state=state)
+  names = ('queries', 'keys', 'values', 'adaptive_step', 'momentum')
+  layers = {x: getattr(layer, f'to_{x}')[0] for x in (*names, 'decay_factor')}
+  weights = {f'{x}.{k}': w for x in layers for k, w in fill(layers[x]).items()}
+  # A memory that lasts.
+  layers['decay_factor'].bias.data = weights['decay_factor.bias'].sub_(3)
+  start = dict(zip(('up', 'down'), layer.memory_model_parameters, strict=True))
+  start = {name: 0.3 * x[0].detach() for name, x in start.items()}
+  for name, x in zip(start, layer.memory_model_parameters, strict=True):
+    x.data[0] = start[name]
+  x = draw(B, T, HEAD, dtype=torch.float64)
+  y, end = layer(x)
+  end = {f'end.{name}': kernel for name, kernel in end.states[0].items()}
+  arrays = {'x': x, 'y': y, **weights, **start, **end}
+  store('titans', 'titans-pytorch', 'NeuralMemory', **arrays)
 
 
 if __name__ == '__main__':
   make_rules()
-  make_ttt()
+  make_titans()

@@ -19,7 +19,7 @@ import rich.table
 import rich.text
 
 from hope import blocks, command_line
-from hope.data.options import DataOptions, ReadingOptions, TaskOptions
+from hope.data.options import DataOptions, ReadingOptions
 from hope.data.packing import alignment
 from hope.evaluation.options import EvalsOptions
 from hope.feedforward import FEEDFORWARD
@@ -47,6 +47,7 @@ from hope.parallel.multihost import ProcessesOptions
 from hope.run.options import CheckpointOptions, LogOptions
 from hope.run.workdir import ANOTHER_VERSION, HOW, is_identity
 from hope.sampling import SampleOptions
+from hope.tasks.options import TaskOptions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ PAGES = (
   'CONTRIBUTING.md',
   'docs/equations.md',
   'docs/running.md',
+  'docs/tasks.md',
   'experiments/README.md',
   'launch/README.md',
   'optimizers/README.md',

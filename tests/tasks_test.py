@@ -21,11 +21,14 @@ def make_config(task, **options):
 
 
 def examples(task, count=20, seq_len=160, **options):
-  """The options, and examples drawn by index."""
+  """The options, and examples drawn by index, of training and held out."""
   config = make_config(task, **options)
-  config.data.seq_len, rngs = seq_len, map(np.random.default_rng, range(count))
-  options = config.data.task
-  return options, [TASKS[task].generate(rng, seq_len, options) for rng in rngs]
+  config.data.seq_len, options = seq_len, config.data.task
+  kinds = [TASKS[task].generate, TASKS[task].heldout or TASKS[task].generate]
+  return options, [
+    kinds[i % 2](np.random.default_rng(i), seq_len, options)
+    for i in range(count)
+  ]
 
 
 @pytest.mark.parametrize('task', list(TASKS))
@@ -82,7 +85,7 @@ def test_streams(task):
   heldout, other = inputs('heldout', 0), inputs('train', 1)
   np.testing.assert_array_equal(heldout, inputs('heldout', 1))
   assert len({stream.tobytes() for stream in (train, heldout, other)}) == 3
-  if TASKS[task].size == 'num_pairs':  # there are few short strings
+  if TASKS[task].size != 'max_length':  # there are few short strings
     assert len({row.tobytes() for row in [*train, *heldout, *other]}) == 60
 
 
@@ -193,6 +196,8 @@ def test_batches(task):
     ('mqar', {'power': float('inf')}, 'data.task.power=inf: .* give a number'),
     ('mqar', {'power': 1e308}, 'data.task.power=1e'),
     ('mqar', {'power': -1e308}, 'data.task.power=-1e'),
+    ('fuzzy_recall', {'vocab_size': 6}, 'recall; give at least 7'),
+    ('noisy_recall', {'vocab_size': 17}, 'recall; give at least 18'),
     (
       'copy',
       {'vocab_size': 10**12},

@@ -74,7 +74,10 @@ def exact_match(
 ) -> float:
   """Share of the sequences of `exact_matches`, in [0, 1].
 
-  Args are those of `accuracy`.
+  Args:
+    predictions: int [..., t], the most likely token at each place.
+    targets: int [..., t], as in `Example`.
+    weights: [..., t], as in `Example`; at least one is not 0.
   """
   matches, sequences = exact_matches(predictions == targets, weights)
   return float(matches / sequences)
@@ -85,7 +88,10 @@ def class_accuracy(
 ) -> float:
   """Mean of the accuracies of the classes (`mean_over_classes`), in [0, 1].
 
-  Args are those of `accuracy`.
+  Args:
+    predictions: int [..., t], the most likely token at each place.
+    targets: int [..., t], as in `Example`.
+    weights: [..., t], as in `Example`; at least one is not 0.
   """
   counted = weights != 0
   answers, guesses = targets[counted], predictions[counted]
@@ -177,5 +183,11 @@ class Task:
   def score(
     self, predictions: np.ndarray, targets: np.ndarray, weights: np.ndarray
   ) -> float:
-    """The task's metric, 1 for the right answers; args as of `accuracy`."""
+    """The task's metric, 1 for the right answers.
+
+    Args:
+      predictions: int [..., t], the most likely token at each place.
+      targets: int [..., t], as in `Example`.
+      weights: [..., t], as in `Example`; at least one is not 0.
+    """
     return METRICS[self.metric](predictions, targets, weights)

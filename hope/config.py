@@ -281,6 +281,14 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
       f'model.width={model.width}; try {" or ".join(map(str, near))}.'
     )
   blocks.check(config)
+  compresses = config.data.source == 'synthetic:compression'
+  if model.decoder != compresses:
+    raise ValueError(
+      f'model.decoder={model.decoder} and data.source={config.data.source}: '
+      'the decoder sees the whole sequence, which is the task of '
+      'synthetic:compression alone, and no other model can have that task; '
+      'set model.decoder=True for it, False for all else.'
+    )
   if config.data.batch_size % config.train.accumulate:
     raise ValueError(
       f'train.accumulate={config.train.accumulate} does not divide '

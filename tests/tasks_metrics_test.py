@@ -158,7 +158,7 @@ def test_a_run_reports_it(tmp_path, monkeypatch, capsys):
 # ---------------------------------------------------------- MAD's experiment
 
 
-@pytest.mark.parametrize('task', [x for x in SETTINGS if x != 'compression'])
+@pytest.mark.parametrize('task', list(SETTINGS))
 def test_the_experiment_of_every_setting(task):
   for change, fields in SETTINGS[task].items():
     config = hope.experiment(f'{ROOT}/experiments/mad.py:{task=!s},{change=!s}')
@@ -186,7 +186,6 @@ def test_settings_are_single_changes():
 @pytest.mark.parametrize(
   ('arg', 'message'),
   [
-    ('task=compression', 'a decoder that sees one vector'),
     ('task=copy,change=seq_len=256', 'change=seq_len=256 is no change of'),
     ('task=cop', 'task=.cop'),
   ],

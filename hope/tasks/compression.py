@@ -1,12 +1,9 @@
 """Compression (MAD, arXiv:2403.17844): a sequence out of one vector.
 
 Random tokens and a mark; every token is to be told at its own place. MAD's
-model for this task is no language model: the vector after the mark and a
-position's sine and cosine are all that a decoder of two layers sees of the
-sequence.
-
-Deviation: that decoder is not part of the project, and a language model needs
-only to repeat what it has just read. This task holds the data and the metric.
+model for this task is no language model, which would only have to repeat what
+it has just read: the vector after the mark and a position's sines and cosines
+are all that a decoder of two layers sees of the sequence (`model.decoder`).
 
 Options: `vocab_size` tokens, of which the last is the mark.
 """

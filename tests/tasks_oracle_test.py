@@ -190,6 +190,14 @@ def test_fuzzy_recall_is_held_out_with_keys_of_three_tokens():
     assert seq_len == 32
 
 
+def test_memorization_shows_no_value():
+  options, _, examples = drawn('memorization', 'generate')
+  keys = (options.vocab_size - 1) // 2
+  for inputs, targets, weights in examples:
+    assert inputs[::2].max() < keys <= targets[weights == 1].min()
+    assert set(inputs[1::2].tolist()) == {options.vocab_size - 1}
+
+
 def test_the_table_has_a_row_for_each_task(capsys, monkeypatch):
   monkeypatch.setattr(table, '_EXAMPLES', 20)
   table.main()

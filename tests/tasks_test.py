@@ -119,6 +119,29 @@ def test_mqar_equals_the_published_generator():
     assert set(weights.tolist()) == {0.0, 1.0}
 
 
+def test_mqar_equals_the_published_generator_at_its_own_size():
+  """The same of seed 1, with V = 8192, T = 64, four pairs and two examples."""
+  published = [
+    ('3962 7292 3000 5503 3919 6844 3654 7745', {14: 1, 20: 2, 24: 0, 26: 3}),
+    ('2917 7876 1753 7596 2072 4866 1509 4960', {8: 0, 12: 3, 16: 2, 42: 1}),
+  ]
+  rng = np.random.RandomState(1)
+  keys, values = (
+    [rng.choice(np.arange(*ends), 4, replace=False) for _ in published]
+    for ends in ((1, 4096), (4096, 8192))
+  )
+  p = 0.01 * np.arange(1, 29) ** (0.01 - 1)
+  p /= p.sum()
+  for i, (context, queries) in enumerate(published):
+    gaps = rng.choice(np.arange(28), 4, replace=False, p=p)
+    got, targets, weights = mqar.sequence(keys[i], values[i], gaps, 64)
+    assert got[:8].tolist() == list(map(int, context.split()))
+    assert np.flatnonzero(weights).tolist() == list(queries)
+    for place, pair in queries.items():
+      assert (got[place], targets[place]) == (keys[i][pair], values[i][pair])
+    assert np.count_nonzero(got) == 12
+
+
 def test_mqar_structure():
   config = make_config('mqar', vocab_size=100, num_pairs=6)
   config.data.seq_len = 40

@@ -9,7 +9,8 @@ Languages: parity, aa_star, abab_star, anbn, anbncn, shuffle2 (Table 5) and
 parity_of_string; `hope/tasks/formal_languages.py` says what is asked. A run
 trains on lengths of 2 to 50 (Bin0) and reports accuracy and exact match, the
 share of strings that are right at every position, of Bin0 and of 51 to 100
-(Bin1); parity_of_string trains on 1 to 40 and reports 41 to 256.
+(Bin1); parity_of_string trains on 1 to 40 and reports 41 to 256, and so do
+even_pairs, cycle_navigation and modular_arithmetic (`hope/tasks/chomsky.py`).
 
 2 layers, width 32, 2 heads, batches of 32, AdamW at 3e-3 without weight decay.
 Arguments: language, mixer (titans, attention, delta), steps, seed. The paper:
@@ -26,12 +27,13 @@ erases.
 
 from hope.config import base_config, parse_arg
 from hope.fields import Field
-from hope.tasks.formal_languages import LANGUAGES, TASKS
+from hope.tasks import TASKS, chomsky, formal_languages
 
 _STATIC = 'hidden_multiple=0, self_modifying=False, momentum=False'
 _COUNTS = "objective='dot', retention=False, erase=False"
 _TURNS = "objective='l2', target='self', anchor='zero', eta_max=4.0"
 _COUNTING = ('anbn', 'anbncn', 'shuffle2')
+_LANGUAGES = formal_languages.LANGUAGES | chomsky.LANGUAGES
 # Shortest and longest in training, and the longest in evaluation.
 _LENGTHS = (2, 50, 100)
 _LENGTHS_OF_WHOLE_STRINGS = (1, 40, 256)
@@ -41,7 +43,7 @@ def get_config(arg: str = ''):
   """A small model and a language."""
   args = parse_arg(
     arg,
-    language=Field('parity', 'To learn.', choices=tuple(LANGUAGES)),
+    language=Field('parity', 'To learn.', choices=tuple(_LANGUAGES)),
     mixer='titans',
     steps=Field(1000, 'Updates.', minimum=1),
     seed=0,
@@ -49,7 +51,7 @@ def get_config(arg: str = ''):
   config = base_config()
   config.seed = args.seed
   data, model, optimizer = config.data, config.model, config.optimizer
-  whole = args.language == 'parity_of_string'
+  whole = _LANGUAGES[args.language].mark != ''
   low, high, longest = _LENGTHS_OF_WHOLE_STRINGS if whole else _LENGTHS
   data.source = f'synthetic:{args.language}'
   data.batch_size = 32

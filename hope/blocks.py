@@ -12,6 +12,7 @@ import ml_collections
 
 from hope.feedforward import FEEDFORWARD
 from hope.fields import declared, nearest
+from hope.layers import decoder
 from hope.mixers import MIXERS
 from hope.parts import Divided, Leaf, Part, Sizes
 
@@ -169,6 +170,7 @@ def parameters(config: Config) -> tuple[Leaf, ...]:
       used_whole=True,
     ),
     _NORM,
+    *(leaf.below('decoder') for leaf in decoder.PARAMETERS),
   ]
   for place, block in enumerate(pattern(config)):
     prefix = f'blocks/{place}'

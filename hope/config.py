@@ -19,7 +19,7 @@ import rich.table
 import rich.text
 
 from hope import blocks, command_line
-from hope.data.options import DataOptions, ReadingOptions, TaskOptions
+from hope.data.options import DataOptions, ReadingOptions
 from hope.data.packing import alignment
 from hope.evaluation.options import EvalsOptions
 from hope.feedforward import FEEDFORWARD
@@ -47,6 +47,7 @@ from hope.parallel.multihost import ProcessesOptions
 from hope.run.options import CheckpointOptions, LogOptions
 from hope.run.workdir import ANOTHER_VERSION, HOW, is_identity
 from hope.sampling import SampleOptions
+from hope.tasks.options import TaskOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,6 +281,14 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
       f'model.width={model.width}; try {" or ".join(map(str, near))}.'
     )
   blocks.check(config)
+  compresses = config.data.source == 'synthetic:compression'
+  if model.decoder != compresses:
+    raise ValueError(
+      f'model.decoder={model.decoder} and data.source={config.data.source}: '
+      'the decoder sees the whole sequence, which is the task of '
+      'synthetic:compression alone, and no other model can have that task; '
+      'set model.decoder=True for it, False for all else.'
+    )
   if config.data.batch_size % config.train.accumulate:
     raise ValueError(
       f'train.accumulate={config.train.accumulate} does not divide '

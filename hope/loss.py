@@ -33,18 +33,29 @@ def loss_and_metrics(
 def _sums(
   model: Hope, batch: dict[str, jax.Array]
 ) -> tuple[dict[str, jax.Array], jax.Array, Any]:
-  """(loss and accuracy, sums; what is predicted, bool [b, t]; states)."""
+  """(loss and accuracy, sums; the predictions, int [b, t]; states)."""
   logits, state = model(batch['inputs'], starts=batch.get('starts'))
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, batch['targets']
   )
   weights = batch['weights']
-  correct = jnp.argmax(logits, axis=-1) == batch['targets']
+  predictions = jnp.argmax(logits, axis=-1)
+  correct = predictions == batch['targets']
   sums = {
     'loss': jnp.sum(weights * losses),
     'accuracy': jnp.sum(weights * correct),
   }
-  return sums, correct, state
+  return sums, predictions, state
+
+
+def _of_classes(
+  predictions: jax.Array, batch: dict[str, jax.Array], vocab_size: int
+) -> jax.Array:
+  """The counts that `hope.tasks.mean_over_classes` takes, [3, vocab_size]."""
+  targets, weights = batch['targets'], batch['weights']
+  counts = jnp.zeros((3, vocab_size), jnp.float32)
+  counts = counts.at[0, targets].add(weights * (predictions == targets))
+  return counts.at[1, targets].add(weights).at[2, predictions].add(weights)
 
 
 def with_inner_losses(
@@ -57,15 +68,21 @@ def with_inner_losses(
     batch: as `loss_and_metrics` takes it.
 
   Returns:
-    (metrics, sums, counts): loss and accuracy as in `loss_and_metrics`, and
-    exact_match and rows of `hope.tasks.exact_matches`; by name, as
+    (metrics, sums, counts): loss and accuracy as in `loss_and_metrics`,
+    exact_match and rows of `hope.tasks.exact_matches`, and of_classes, [3, v]
+    counts of `hope.tasks.mean_over_classes`; by name, as
     'memory/inner_loss/layer_0', sums [t] over the tokens that are at each
     position of their document; how many those are, [t].
   """
   model.set_attributes(measures=True, raise_if_not_found=False)
-  metrics, correct, _ = _sums(model, batch)
+  metrics, predictions, _ = _sums(model, batch)
+  correct = predictions == batch['targets']
   matches, rows = exact_matches(correct, batch['weights'])
-  metrics |= {'exact_match': matches, 'rows': rows}
+  metrics |= {
+    'exact_match': matches,
+    'rows': rows,
+    'of_classes': _of_classes(predictions, batch, model.embed.num_embeddings),
+  }
   shape = batch['inputs'].shape
   starts = batch.get('starts')
   position = jnp.broadcast_to(jnp.arange(shape[1]), shape)

@@ -16,6 +16,7 @@ import ml_collections
 from hope import blocks
 from hope.blocks import BlockSpec
 from hope.fields import field
+from hope.layers.decoder import Decoder
 from hope.layers.dense import dense_layer
 from hope.layers.norm import RMSNorm
 from hope.memory.stream import KERNELS
@@ -80,6 +81,11 @@ class ModelOptions:
     None,
     'Factor of the logits. None: width^-0.5 with a tied head, 1 without.',
     above=0,
+  )
+  decoder: bool = field(
+    False,
+    'Whether all positions are decoded from the vector after the last token, '
+    'by two layers: the model of synthetic:compression, and of no other data.',
   )
 
 
@@ -178,6 +184,9 @@ class Hope(nnx.Module):
       _stack(spec, keys[place::count])
       for place, spec in enumerate(self.pattern)
     )
+    self.decodes = model.decoder
+    if model.decoder:
+      self.decoder = Decoder(model.width, model.norm_eps, self.dtype, rngs=rngs)
     self.norm = RMSNorm(model.width, model.norm_eps)
     self.logit_scale = model.logit_scale
     if self.logit_scale is None:
@@ -264,7 +273,15 @@ class Hope(nnx.Module):
 
     Returns:
       (logits, state), logits float32 [b, t, v], or [b, 1, v] of the last.
+
+    Raises:
+      ValueError: for a state, where `model.decoder` decodes whole sequences.
     """
+    if self.decodes and state is not None:
+      raise ValueError(
+        'model.decoder=True decodes whole sequences, which nothing goes on '
+        'from; give all tokens at once, without a state.'
+      )
     embed_graph, params = nnx.split(self.embed)
     params = placement.gather(
       nnx.to_pure_dict(params), 'embed', self.dtype, self.table
@@ -308,6 +325,8 @@ class Hope(nnx.Module):
     )
     if any(losses):
       self.inner_losses = InnerLosses(losses)
+    if self.decodes:
+      x = self._decoded(x)
     if last_only:
       x = x[:, -1:]
     x = self.norm(x) * self.logit_scale
@@ -318,6 +337,14 @@ class Hope(nnx.Module):
     return jnp.matmul(
       x, self._output_kernel(embed), preferred_element_type=dtype
     ), state
+
+  def _decoded(self, x: jax.Array) -> jax.Array:
+    """What the decoder makes of x [b, t, width], of the same shape."""
+    graph, params = nnx.split(self.decoder)
+    params = placement.gather(
+      nnx.to_pure_dict(params), 'decoder', self.dtype, self.table
+    )
+    return placement.constrain(nnx.merge(graph, params)(x), 'tokens')
 
   def _output_kernel(self, embed: nnx.Embed) -> jax.Array:
     """[width, v], in the dtype of matmuls."""

@@ -180,7 +180,8 @@ class TrainedModel:
       loss (nats per token), accuracy (share of tokens that were the most likely
       ones), and bits_per_byte, which only tokens that stand for bytes have. Of
       the held-out examples of a task also exact_match (share of those whose
-      every answer was the most likely one), and the same of each bin of
+      every answer was the most likely one), of some class_accuracy (mean of
+      the accuracies of the classes), and the same of each bin of
       `evals.longer`, as 'exact_match/51-100'.
 
     Raises:
@@ -297,6 +298,7 @@ class TrainedModel:
       [put(batch) for batch in self._data.eval_batches()],
       self._data.bytes_per_token,
       {name: [put(b) for b in batches] for name, batches in longer.items()},
+      self._data.metric,
     )
     return result
 

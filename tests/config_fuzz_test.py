@@ -55,7 +55,7 @@ MORE = {
   'optimizer.options': ('b1', 'b1=', 'b1=b1', 'b1=0.1,b1=0.2', 'nesterov=1'),
 }
 EXPERIMENTS = (
-  *('lm', 'mqar', 'smoke', 'text_memory', 'throughput'),
+  *('lm', 'mad', 'mqar', 'smoke', 'text_memory', 'throughput'),
   'formal_languages',
 )
 # Longest line, in letters.

@@ -154,7 +154,7 @@ def test_an_experiment_takes_arguments():
   ('text', 'error', 'message'),
   [
     ('smok', ValueError, "'smok' is neither .* Did you mean smoke?"),
-    ('none', ValueError, 'there are formal_languages, lm, mqar'),
+    ('none', ValueError, 'there are formal_languages, lm, mad, mqar'),
     ('mqar:seeed=1', ValueError, 'Did you mean seed?'),
     ('none.py', OSError, "no configuration file 'none.py'"),
     ('', OSError, 'no configuration file'),

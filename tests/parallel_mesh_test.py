@@ -298,6 +298,20 @@ def test_in_context_levels_on_a_mesh(variant):
 
 @pytest.mark.xdist_group('mesh')
 @pytest.mark.slow
+def test_a_decoder_of_whole_sequences_on_a_mesh():
+  """The last token of every row is on one of the devices along `seq`."""
+  config = {
+    'model.pattern': 'attention+swiglu',
+    'model.tied_head': False,
+    'model.decoder': True,
+    'data.source': 'synthetic:compression',
+  }
+  expected = run(1, **config)
+  assert_equal(run(8, **config, **axes((1, 2, 2, 2))), expected)
+
+
+@pytest.mark.xdist_group('mesh')
+@pytest.mark.slow
 def test_processes_as_slices(alone):
   result = run(
     2,

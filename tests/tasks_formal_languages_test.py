@@ -15,7 +15,7 @@ from hope.config import base_config, resolve
 from hope.data import generated, open_data
 from hope.evaluation import heldout
 from hope.parallel.mesh import one_device
-from hope.tasks import TASKS, formal_languages
+from hope.tasks import TASKS, chomsky, formal_languages
 from hope.tasks.formal_languages import LANGUAGES
 from hope.training import loop
 from hope.training import step as step_lib
@@ -373,7 +373,7 @@ def test_a_finished_run_is_measured_on_other_bins(tmp_path, monkeypatch):
     np.testing.assert_allclose(again[name], value, rtol=1e-5)
 
 
-@pytest.mark.parametrize('language', list(LANGUAGES))
+@pytest.mark.parametrize('language', [*LANGUAGES, *chomsky.LANGUAGES])
 def test_the_experiment_of_every_language(language):
   config = resolve(
     hope.experiment(f'{ROOT}/experiments/formal_languages.py:{language=!s}')
@@ -383,7 +383,8 @@ def test_the_experiment_of_every_language(language):
   assert batch['inputs'].shape == (32, config.data.seq_len)
   assert batch['inputs'].max() < data.vocab_size
   (bin_,) = data.longer_batches()
-  assert bin_ == ('41-256' if language == 'parity_of_string' else '51-100')
+  whole = language == 'parity_of_string' or language in chomsky.LANGUAGES
+  assert bin_ == ('41-256' if whole else '51-100')
   longest = data.longer_batches()[bin_][0]['inputs']
   seen = np.count_nonzero(longest, axis=1).max()
   assert config.model.attention.max_context >= seen

@@ -21,11 +21,14 @@ def make_config(task, **options):
 
 
 def examples(task, count=20, seq_len=160, **options):
-  """The options, and examples drawn by index."""
+  """The options, and examples drawn by index, of training and held out."""
   config = make_config(task, **options)
-  config.data.seq_len, rngs = seq_len, map(np.random.default_rng, range(count))
-  options = config.data.task
-  return options, [TASKS[task].generate(rng, seq_len, options) for rng in rngs]
+  config.data.seq_len, options = seq_len, config.data.task
+  kinds = [TASKS[task].generate, TASKS[task].heldout or TASKS[task].generate]
+  return options, [
+    kinds[i % 2](np.random.default_rng(i), seq_len, options)
+    for i in range(count)
+  ]
 
 
 @pytest.mark.parametrize('task', list(TASKS))
@@ -82,7 +85,7 @@ def test_streams(task):
   heldout, other = inputs('heldout', 0), inputs('train', 1)
   np.testing.assert_array_equal(heldout, inputs('heldout', 1))
   assert len({stream.tobytes() for stream in (train, heldout, other)}) == 3
-  if TASKS[task].size == 'num_pairs':  # there are few short strings
+  if TASKS[task].size != 'max_length':  # there are few short strings
     assert len({row.tobytes() for row in [*train, *heldout, *other]}) == 60
 
 
@@ -114,6 +117,29 @@ def test_mqar_equals_the_published_generator():
     queries = np.flatnonzero(weights)
     assert dict(zip(queries, targets[queries], strict=True)) == answers[i]
     assert set(weights.tolist()) == {0.0, 1.0}
+
+
+def test_mqar_equals_the_published_generator_at_its_own_size():
+  """The same of seed 1, with V = 8192, T = 64, four pairs and two examples."""
+  published = [
+    ('3962 7292 3000 5503 3919 6844 3654 7745', {14: 1, 20: 2, 24: 0, 26: 3}),
+    ('2917 7876 1753 7596 2072 4866 1509 4960', {8: 0, 12: 3, 16: 2, 42: 1}),
+  ]
+  rng = np.random.RandomState(1)
+  keys, values = (
+    [rng.choice(np.arange(*ends), 4, replace=False) for _ in published]
+    for ends in ((1, 4096), (4096, 8192))
+  )
+  p = 0.01 * np.arange(1, 29) ** (0.01 - 1)
+  p /= p.sum()
+  for i, (context, queries) in enumerate(published):
+    gaps = rng.choice(np.arange(28), 4, replace=False, p=p)
+    got, targets, weights = mqar.sequence(keys[i], values[i], gaps, 64)
+    assert got[:8].tolist() == list(map(int, context.split()))
+    assert np.flatnonzero(weights).tolist() == list(queries)
+    for place, pair in queries.items():
+      assert (got[place], targets[place]) == (keys[i][pair], values[i][pair])
+    assert np.count_nonzero(got) == 12
 
 
 def test_mqar_structure():
@@ -193,6 +219,8 @@ def test_batches(task):
     ('mqar', {'power': float('inf')}, 'data.task.power=inf: .* give a number'),
     ('mqar', {'power': 1e308}, 'data.task.power=1e'),
     ('mqar', {'power': -1e308}, 'data.task.power=-1e'),
+    ('fuzzy_recall', {'vocab_size': 6}, 'recall; give at least 7'),
+    ('noisy_recall', {'vocab_size': 17}, 'recall; give at least 18'),
     (
       'copy',
       {'vocab_size': 10**12},

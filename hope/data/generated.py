@@ -1,6 +1,7 @@
 """The examples of a generated task of `hope.tasks` as a source of data."""
 
 from collections.abc import Iterator
+import functools
 import zlib
 
 import ml_collections
@@ -19,7 +20,11 @@ _DIVISOR = 6
 
 
 class TaskSource:
-  """Random access to the examples of a task, as dicts of [t] arrays."""
+  """Random access to the examples of a task, as dicts of [t] arrays.
+
+  Of `data.task.examples` training examples, index i is the one at place
+  i % examples of the order of epoch i // examples.
+  """
 
   def __init__(self, config: ml_collections.ConfigDict, split: str):
     """Chooses the stream of examples.
@@ -39,16 +44,37 @@ class TaskSource:
     self._seq_len = config.data.seq_len
     self._heldout = split != 'train'
     self._stream = (1, 0) if self._heldout else (0, config.seed)
+    self._examples = None if self._heldout else config.data.task.examples
+    self._draw = self._task.generate
+    if self._heldout and self._task.heldout is not None:
+      self._draw = self._task.heldout
 
   def __len__(self) -> int:
     return _STREAM_LENGTH
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    if self._examples is not None:
+      epoch, place = divmod(index, self._examples)
+      index = _order(self._stream, self._examples, epoch)[place]
     rng = np.random.default_rng((*self._stream, index))
     while True:
-      example = self._task.generate(rng, self._seq_len, self._options)
+      example = self._draw(rng, self._seq_len, self._options)
       if not self._task.disjoint or _is_heldout(example) == self._heldout:
         return example._asdict()
+
+
+@functools.lru_cache(maxsize=2)
+def _order(stream: tuple[int, int], examples: int, epoch: int) -> np.ndarray:
+  """The examples of an epoch in their order, [examples]."""
+  # Three numbers and a fourth: no example is drawn from such a seed.
+  rng = np.random.default_rng((*stream, epoch, 1))
+  return rng.permutation(examples)
+
+
+def metric(config: ml_collections.ConfigDict) -> str | None:
+  """Name of the task's metric in `hope.tasks.METRICS`; None: no task."""
+  kind, _, name = config.data.source.partition(':')
+  return TASKS[name].metric if kind == 'synthetic' else None
 
 
 def _is_heldout(example: Example) -> bool:
@@ -102,20 +128,21 @@ def _validate(name: str, config: ml_collections.ConfigDict):
     )
   options, length = config.data.task, config.data.seq_len
   size, option = options.vocab_size, TASKS[name].size
-  if not options[option] >= 1:
+  if option is not None and not options[option] >= 1:
     raise ValueError(f'data.task.{option}={options[option]}: give at least 1.')
   if not size <= _LARGEST_VOCABULARY:
     raise ValueError(
       f'data.task.vocab_size={size}: give at most {_LARGEST_VOCABULARY}.'
     )
   least = TASKS[name].least(options)
+  with_size = f' with data.task.{option}={options[option]}' if option else ''
   for field, given, needed in (
     ('task.vocab_size', size, least.vocab_size),
     ('seq_len', length, least.seq_len),
   ):
     if not given >= needed:
       raise ValueError(
-        f'data.{field}={given} is too small for {name} with '
-        f'data.task.{option}={options[option]}; give at least {needed}.'
+        f'data.{field}={given} is too small for {name}'
+        f'{with_size}; give at least {needed}.'
       )
   TASKS[name].check(length, options)

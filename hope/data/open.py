@@ -66,6 +66,11 @@ class Data:
     return {name: heldout.batches for name, heldout in self._longer.items()}
 
   @property
+  def metric(self) -> str | None:
+    """What the task is scored by, of `hope.tasks.METRICS`; None: texts."""
+    return generated.metric(self._config)
+
+  @property
   def heldout_text(self) -> bytes | None:
     """The bytes that the targets of `eval_batches` stand for, of all processes.
 

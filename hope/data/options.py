@@ -46,41 +46,6 @@ class DataOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskOptions:
-  """Options of a synthetic task."""
-
-  vocab_size: int = field(
-    256, 'Tokens of a synthetic task.', minimum=1, maximum=2**24
-  )
-  num_pairs: int = field(
-    8,
-    'Pairs to recall, tokens to copy, or distinct symbols of a synthetic task.',
-    minimum=1,
-    maximum=2**20,
-  )
-  power: float = field(
-    0.01,
-    'mqar draws a gap g in proportion to (g + 1)^(power - 1).',
-    minimum=-10,
-    maximum=10,
-  )
-  min_length: int = field(
-    2,
-    'Shortest string of a formal language, s3 or s5; of anbn and anbncn the '
-    'least n.',
-    minimum=1,
-    maximum=2**20,
-  )
-  max_length: int = field(
-    50,
-    'Longest string of a formal language, s3 or s5; of anbn and anbncn the '
-    'largest n.',
-    minimum=1,
-    maximum=2**20,
-  )
-
-
-@dataclasses.dataclass(frozen=True)
 class ReadingOptions:
   """How data are read."""
 

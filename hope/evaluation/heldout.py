@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from hope.tasks import mean_over_classes
+
 
 class Sums(NamedTuple):
   """What one batch adds up to.
@@ -17,6 +19,7 @@ class Sums(NamedTuple):
     weight: [], of all targets.
     exact_match: [], rows of which every target that counts was predicted.
     rows: [], with a target that counts.
+    of_classes: [3, v], counts of `hope.tasks.mean_over_classes`.
     inner_losses: [t] by name, as 'memory/inner_loss/layer_0': of the tokens at
       each position of their document.
     tokens: [t], how many those are.
@@ -27,6 +30,7 @@ class Sums(NamedTuple):
   weight: jax.Array
   exact_match: jax.Array
   rows: jax.Array
+  of_classes: jax.Array
   inner_losses: dict[str, jax.Array]
   tokens: jax.Array
 
@@ -85,6 +89,7 @@ def evaluate(
   batches: Iterable[Any],
   bytes_per_token: float | None,
   longer: Mapping[str, Iterable[Any]] | None = None,
+  metric: str | None = None,
 ) -> tuple[dict[str, float], InnerLosses]:
   """Means over the targets of all batches, and of the inner losses.
 
@@ -95,17 +100,20 @@ def evaluate(
     bytes_per_token: as `bits_per_byte` takes it.
     longer: batches of bins of longer strings, by their names, as '51-100'.
       None: no bins.
+    metric: of the task, in `hope.tasks.METRICS`. None: of texts.
 
   Returns:
     (values, inner losses); values: loss (nats per token), accuracy (share of
     tokens), and bits_per_byte where tokens stand for bytes, else exact_match
-    (share of rows whose every target was predicted); of bins of longer strings
+    (share of rows whose every target was predicted), and class_accuracy of
+    tasks that are scored by it; of bins of longer strings
     the same by names as 'exact_match/51-100'. Inner losses are of `batches`.
   """
   sums = [jax.device_get(step(params, batch)) for batch in batches]
-  values = _means(sums, bytes_per_token)
+  values = _means(sums, bytes_per_token, metric)
   for name, more in (longer or {}).items():
-    found = _means([jax.device_get(step(params, b)) for b in more], None)
+    of_bin = [jax.device_get(step(params, batch)) for batch in more]
+    found = _means(of_bin, None, metric)
     values |= {f'{metric}/{name}': value for metric, value in found.items()}
 
   def total(arrays: list[jax.Array]) -> np.ndarray:
@@ -121,7 +129,9 @@ def evaluate(
   return values, inner
 
 
-def _means(sums: list[Sums], bytes_per_token: float | None) -> dict[str, float]:
+def _means(
+  sums: list[Sums], bytes_per_token: float | None, metric: str | None
+) -> dict[str, float]:
   """Metrics of all batches."""
 
   def total(name: str) -> float:
@@ -130,7 +140,10 @@ def _means(sums: list[Sums], bytes_per_token: float | None) -> dict[str, float]:
   weight = total('weight')
   values = {name: total(name) / weight for name in ('loss', 'accuracy')}
   if bytes_per_token is None:
-    return values | {'exact_match': total('exact_match') / total('rows')}
+    values['exact_match'] = total('exact_match') / total('rows')
+  if metric == 'class_accuracy':
+    counts = np.sum([np.asarray(s.of_classes, np.float64) for s in sums], 0)
+    values[metric] = mean_over_classes(counts)
   return values | bits_per_byte(values['loss'], bytes_per_token)
 
 
@@ -157,9 +170,10 @@ def _of_task(result: dict[str, float]) -> str:
   lines = []
   for name in bins:
     suffix = f'/{name}' if name else ''
-    accuracy, exact, loss = (
-      result[metric + suffix] for metric in ('accuracy', 'exact_match', 'loss')
+    line = '  '.join(
+      f'{metric.replace("_", " ")} {result[metric + suffix]:.4f}'
+      for metric in ('accuracy', 'class_accuracy', 'exact_match', 'loss')
+      if metric + suffix in result
     )
-    line = f'accuracy {accuracy:.4f}  exact match {exact:.4f}  loss {loss:.4f}'
     lines.append(f'  {f"lengths {name}: " if name else ""}{line}')
   return '\n'.join(lines)

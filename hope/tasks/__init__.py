@@ -6,16 +6,38 @@ holds; `data.source='synthetic:NAME'` trains on a task.
 
 from hope.tasks import (
   aliases,
+  chomsky,
+  compression,
   copying,
   formal_languages,
+  fuzzy_recall,
+  memorization,
   mqar,
   permutations,
+  recall,
   remapping,
   symbols,
 )
-from hope.tasks.task import Example, Least, Task, accuracy, exact_matches
+from hope.tasks.task import (
+  METRICS,
+  Example,
+  Least,
+  Task,
+  accuracy,
+  exact_matches,
+  mean_over_classes,
+)
 
-__all__ = ['TASKS', 'Example', 'Least', 'Task', 'accuracy', 'exact_matches']
+__all__ = [
+  'METRICS',
+  'TASKS',
+  'Example',
+  'Least',
+  'Task',
+  'accuracy',
+  'exact_matches',
+  'mean_over_classes',
+]
 
 TASKS: dict[str, Task] = {
   'mqar': mqar.TASK,
@@ -25,4 +47,9 @@ TASKS: dict[str, Task] = {
   'aliases': aliases.TASK,
   **formal_languages.TASKS,
   **permutations.TASKS,
+  **chomsky.TASKS,
+  **recall.TASKS,
+  'fuzzy_recall': fuzzy_recall.TASK,
+  'compression': compression.TASK,
+  'memorization': memorization.TASK,
 }

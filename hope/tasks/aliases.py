@@ -76,4 +76,28 @@ def _least(options: ml_collections.ConfigDict) -> Least:
   return Least(vocab_size=4 * pairs + 2 * _FIRST, seq_len=9 * pairs)
 
 
-TASK = Task(generate=generate, least=_least)
+def _solve(inputs: np.ndarray, options: ml_collections.ConfigDict):
+  """Carries out one statement after the other."""
+  del options
+  tokens, answers = inputs.tolist(), np.zeros_like(inputs)
+  means, place = {}, 0
+  while place < len(tokens) and tokens[place]:
+    following = (tokens[place + 1 :] + [0, 0])[:2]
+    if tokens[place] == MEANS:
+      means[following[0]] = means.get(following[1], 0)
+      place += 3
+    elif tokens[place] == ASKS:
+      if place + 1 < len(tokens):
+        answers[place + 1] = means.get(following[0], 0)
+      place += 2
+    else:
+      means[tokens[place]] = following[0]
+      place += 2
+  return answers
+
+
+def _chance(options: ml_collections.ConfigDict) -> float:
+  return 1 / (options.vocab_size - options.vocab_size // 2)
+
+
+TASK = Task(generate=generate, least=_least, solve=_solve, chance=_chance)

@@ -25,7 +25,7 @@ once; here they are endless streams, in which short strings recur, but no
 held-out string of these two is ever trained on.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import functools
 import itertools
@@ -33,10 +33,16 @@ import itertools
 import ml_collections
 import numpy as np
 
+from hope.tasks import automata
 from hope.tasks.task import Example, Least, Task
 
 # In place of a class where no answer counts.
 _NONE = ''
+
+
+def _never(options: ml_collections.ConfigDict) -> float:
+  del options
+  return 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,24 +54,29 @@ class Language:
     classes: of the answers.
     draw: (rng, low, high) -> a string whose length, or n, lies within.
     answers: string -> an answer for each symbol; '' where none counts.
+    machine: string -> the same, of `hope.tasks.automata`.
     step: every length, or n, is a multiple of it.
     symbols_per_length: symbols of a string, per length or n.
     mark: behind every string that is drawn.
     disjoint: see `hope.tasks.task.Task`.
     least_length: least `max_length`. Of languages whose streams are disjoint
       it leaves over 100 strings to be divided.
+    chance: see `hope.tasks.task.Task`. By default 0: every string asks for more
+      than one class.
   """
 
   symbols: str
   classes: tuple[str, ...]
   draw: Callable[[np.random.Generator, int, int], str]
   answers: Callable[[str], list[str]]
+  machine: Callable[[str], Iterable[str]]
   _: dataclasses.KW_ONLY
   step: int = 1
   symbols_per_length: int = 1
   mark: str = ''
   disjoint: bool = False
   least_length: int = 1
+  chance: Callable[[ml_collections.ConfigDict], float] = _never
 
 
 def encode(language: Language, string: str, seq_len: int) -> Example:
@@ -205,6 +216,30 @@ def _ones_modulo_2(string: str) -> list[str]:
   return [_NONE] * len(bits) + [str(bits.count('1') % 2)]
 
 
+# ------------------------------------------------------------------ by chance
+
+
+def _only_zeros(options: ml_collections.ConfigDict) -> float:
+  """The share of strings of parity that are 0s: '1' at every position.
+
+  Of all strings, before they are divided into what is trained on and what is
+  held out.
+  """
+  low, high = options.min_length, options.max_length
+  stop = 1 / (1 + (low + high) // 2)
+  bits = np.arange(low, high + 1)
+  share = (1 - stop) ** bits * np.where(bits < high, stop, 1)
+  # Of the longest bits, those with an odd number of 1s have no place for one.
+  kept = np.where(bits < high, 1, 0.5)
+  return float(np.sum(share * 0.5**bits) / np.sum(share * kept))
+
+
+def _half(options: ml_collections.ConfigDict) -> float:
+  """Every bit but one is given: 0 and 1 are as likely."""
+  del options
+  return 0.5
+
+
 # ------------------------------------------------------------------- the tasks
 
 
@@ -215,6 +250,7 @@ def _repeated(word: str) -> Language:
     classes=('0', '1'),
     draw=functools.partial(_repeat, word),
     answers=functools.partial(_is_whole, word),
+    machine=functools.partial(automata.whole_words, word),
     step=len(word),
     least_length=len(word),
   )
@@ -227,6 +263,7 @@ def _counter(symbols: str) -> Language:
     classes=('X', *symbols[1:], 'T'),
     draw=functools.partial(_counted, symbols),
     answers=functools.partial(_what_follows, symbols),
+    machine=functools.partial(automata.counters, symbols),
     symbols_per_length=len(symbols),
   )
 
@@ -237,8 +274,10 @@ LANGUAGES: dict[str, Language] = {
     classes=('0', '1'),
     draw=_even_parity,
     answers=_is_even,
+    machine=automata.even_ones,
     disjoint=True,
     least_length=8,
+    chance=_only_zeros,
   ),
   'aa_star': _repeated('aa'),
   'abab_star': _repeated('abab'),
@@ -249,6 +288,7 @@ LANGUAGES: dict[str, Language] = {
     classes=('00', '01', '10', '11'),
     draw=_well_nested,
     answers=_open_brackets,
+    machine=automata.two_counters,
     step=2,
     disjoint=True,
     least_length=8,
@@ -258,7 +298,9 @@ LANGUAGES: dict[str, Language] = {
     classes=('0', '1'),
     draw=_random_bits,
     answers=_ones_modulo_2,
+    machine=automata.odd_ones,
     mark='?',
+    chance=_half,
   ),
 }
 
@@ -271,6 +313,19 @@ def _generate(
 ) -> Example:
   string = language.draw(rng, options.min_length, options.max_length)
   return encode(language, string, seq_len)
+
+
+def _solve(
+  language: Language, inputs: np.ndarray, options: ml_collections.ConfigDict
+):
+  del options
+  length = np.count_nonzero(inputs)
+  string = ''.join(language.symbols[x - 1] for x in inputs[:length].tolist())
+  answers = np.zeros_like(inputs)
+  for place, answer in enumerate(language.machine(string)):
+    if answer != _NONE:
+      answers[place] = language.classes.index(answer)
+  return answers
 
 
 def _least(language: Language, options: ml_collections.ConfigDict) -> Least:
@@ -296,14 +351,18 @@ def _check(
     )
 
 
-def _task(language: Language) -> Task:
+def make_task(language: Language) -> Task:
+  """The task of a language; all answers of a string must be right."""
   return Task(
     generate=functools.partial(_generate, language),
     least=functools.partial(_least, language),
+    solve=functools.partial(_solve, language),
+    chance=language.chance,
+    metric='exact_match',
     check=functools.partial(_check, language),
     size='max_length',
     disjoint=language.disjoint,
   )
 
 
-TASKS = {name: _task(language) for name, language in LANGUAGES.items()}
+TASKS = {name: make_task(language) for name, language in LANGUAGES.items()}

@@ -59,6 +59,24 @@ def _generate(
   return sequence(things, word, seq_len)
 
 
+def _solve(things: int, inputs: np.ndarray, options: ml_collections.ConfigDict):
+  """Moves the things, one permutation after the other."""
+  del options
+  every = sorted(itertools.permutations(range(things)))
+  answers, state = np.zeros_like(inputs), tuple(range(things))
+  for place, token in enumerate(inputs.tolist()):
+    if token:
+      state = tuple(every[token - 1][x] for x in state)
+      answers[place] = every.index(state)
+  return answers
+
+
+def _chance(things: int, options: ml_collections.ConfigDict) -> float:
+  """Products of uniform permutations are uniform."""
+  del options
+  return 1 / math.factorial(things)
+
+
 def _least(things: int, options: ml_collections.ConfigDict) -> Least:
   return Least(math.factorial(things) + 1, options.max_length)
 
@@ -77,6 +95,8 @@ def _task(things: int) -> Task:
   return Task(
     generate=functools.partial(_generate, things),
     least=functools.partial(_least, things),
+    solve=functools.partial(_solve, things),
+    chance=functools.partial(_chance, things),
     check=_check,
     size='max_length',
   )

@@ -66,4 +66,21 @@ def _least(options: ml_collections.ConfigDict) -> Least:
   return Least(vocab_size=2 * options.num_pairs + 2, seq_len=4)
 
 
-TASK = Task(generate=generate, least=_least)
+def _solve(inputs: np.ndarray, options: ml_collections.ConfigDict):
+  """Looks up the value that followed a key within the span."""
+  del options
+  answers, known = np.zeros_like(inputs), {}
+  for place in range(0, len(inputs) - 1, 2):
+    if place % SPAN == 0:
+      known = {}
+    key, value = inputs[place : place + 2].tolist()
+    answers[place] = known.get(key, 0)
+    known[key] = value
+  return answers
+
+
+def _chance(options: ml_collections.ConfigDict) -> float:
+  return 1 / (options.vocab_size - options.vocab_size // 2)
+
+
+TASK = Task(generate=generate, least=_least, solve=_solve, chance=_chance)

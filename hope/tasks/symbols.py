@@ -31,4 +31,8 @@ def _least(options: ml_collections.ConfigDict) -> Least:
   return Least(vocab_size=options.num_pairs, seq_len=1)
 
 
-TASK = Task(generate=generate, least=_least)
+def _chance(options: ml_collections.ConfigDict) -> float:
+  return 1 / options.vocab_size
+
+
+TASK = Task(generate=generate, least=_least, solve=None, chance=_chance)

@@ -184,7 +184,12 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
         pending = None
         with progress.pause('evaluation'), watchdog.patient():
           result, inner = heldout.evaluate(
-            evaluate, state.params, batches, bytes_per_token, longer
+            evaluate,
+            state.params,
+            batches,
+            bytes_per_token,
+            longer,
+            data.metric,
           )
         evaluated = number
         values = result | {'tokens': number * tokens} | inner.means()
@@ -225,7 +230,7 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
 
   if result is None:  # a finished run was started again
     result, inner = heldout.evaluate(
-      evaluate, state.params, batches, bytes_per_token, longer
+      evaluate, state.params, batches, bytes_per_token, longer, data.metric
     )
   text = _sample(config, data, graph, state.params, mesh)
   if leader:

@@ -250,6 +250,7 @@ def eval_step(graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
       weight=batch['weights'].sum(),
       exact_match=metrics['exact_match'],
       rows=metrics['rows'],
+      of_classes=metrics['of_classes'],
       inner_losses=losses,
       tokens=counts,
     )

@@ -19,6 +19,7 @@ u = (z, 1), K = (W; b), g the gradient at the layer's output, eta' = lr.
 As published for the models named (M): q and k are one projection with a
 convolution each, rotated by their places in the mini-batch; the outputs of all
 heads are normalised together and multiplied by gelu(x W_gate).
+Choice: the convolutions have no bias.
 """
 
 import dataclasses

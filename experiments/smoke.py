@@ -15,6 +15,7 @@ def get_config():
   config.model.titans.chunk_size = 16
   config.model.titans.projection_chunk_size = 16
   config.compute.remat = False
+  config.compute.unroll = 4
   config.data.seq_len = 256
   config.data.batch_size = 4
   config.optimizer.name = 'm3'

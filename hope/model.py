@@ -98,9 +98,10 @@ class ComputeOptions:
     'Recompute each block in the backward pass instead of keeping its values.',
   )
   unroll: int = field(
-    4,
-    'Repeats of the pattern up to which they are compiled one after another, '
-    'which is faster than the loop that more of them are.',
+    1,
+    'Repeats of the pattern up to which they are compiled one after another: '
+    'a model of few layers is then a seventh faster than as a loop, but takes '
+    'longer to compile.',
     minimum=1,
   )
   kernel: str = field(

@@ -210,7 +210,10 @@ def test_documents_on_a_mesh(mixer):
 @pytest.mark.xdist_group('mesh')
 @pytest.mark.parametrize(
   'sizes',
-  [(8, 1, 1, 1), pytest.param((2, 2, 2, 1), marks=pytest.mark.slow)],
+  [
+    pytest.param(sizes, marks=pytest.mark.slow)
+    for sizes in ((8, 1, 1, 1), (2, 2, 2, 1))
+  ],
 )
 def test_a_process_whose_rows_are_no_neighbours(alone, sizes):
   """As on a TPU, whose hosts are blocks of the torus."""

@@ -75,6 +75,7 @@ MODULES = {
   'attention': functools.partial(attention_module, 5),
   'model': model_module,
 }
+SLOW = ('titans_after', 'titans_zero')
 # Of 24 tokens, at chunks of 4 and 8: each token by itself, long pieces that
 # begin and end within chunks, one that begins between chunks. Few lengths, for
 # each is compiled.
@@ -86,7 +87,13 @@ SPLITS = (
 )
 
 
-@pytest.mark.parametrize('name', MODULES)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    for name in MODULES
+  ],
+)
 def test_pieces_are_the_whole(name):
   module = MODULES[name]()
   if name.startswith('model'):

@@ -121,7 +121,7 @@ def _chosen(
       f'model.pattern={text!r} names {name.id!r}; there are '
       f'{", ".join(registry)}.{nearest(name.id, registry)}'
     )
-  part, options = registry[name.id], dict(config.model[name.id])
+  part, options = registry[name.id], dict(config.model.get(name.id, {}))
   for setting in named:
     if not isinstance(setting, ast.Name):
       raise _unreadable(text)

@@ -1,11 +1,13 @@
 """Generated tasks: a file for each, and a line here.
 
 An example is a function of its index alone. `hope.tasks.task` says what a file
-holds; `data.source='synthetic:NAME'` trains on a task.
+holds; `data.source='synthetic:NAME'` trains on a task. TEXT_TASKS are answered
+by generation; `hope.tasks.text` says what their files hold.
 """
 
 from hope.tasks import (
   aliases,
+  babilong,
   chomsky,
   compression,
   copying,
@@ -27,13 +29,18 @@ from hope.tasks.task import (
   exact_matches,
   mean_over_classes,
 )
+from hope.tasks.text import TextExample, TextOptions, TextTask
 
 __all__ = [
   'METRICS',
   'TASKS',
+  'TEXT_TASKS',
   'Example',
   'Least',
   'Task',
+  'TextExample',
+  'TextOptions',
+  'TextTask',
   'accuracy',
   'exact_matches',
   'mean_over_classes',
@@ -52,4 +59,8 @@ TASKS: dict[str, Task] = {
   'fuzzy_recall': fuzzy_recall.TASK,
   'compression': compression.TASK,
   'memorization': memorization.TASK,
+}
+
+TEXT_TASKS: dict[str, TextTask] = {
+  **babilong.TASKS,
 }

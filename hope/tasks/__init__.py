@@ -15,6 +15,7 @@ from hope.tasks import (
   fuzzy_recall,
   memorization,
   mqar,
+  needles,
   permutations,
   recall,
   remapping,
@@ -63,4 +64,5 @@ TASKS: dict[str, Task] = {
 
 TEXT_TASKS: dict[str, TextTask] = {
   **babilong.TASKS,
+  **needles.TASKS,
 }

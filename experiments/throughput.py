@@ -18,7 +18,6 @@ def get_config(arg: str = '') -> ml_collections.ConfigDict:
   config = base_config()
   config.model.num_layers = args.num_layers
   config.compute.remat = False
-  config.compute.unroll = 4
   config.model.width = 256
   config.model.num_heads = 4
   config.model.titans.chunk_size = 64

@@ -396,8 +396,9 @@ def test_a_memory_learns_one_repeated_word(tmp_path, monkeypatch):
   config = tiny('aa_star')
   # The experiment's memories, which learn M(v): of those that learn v, 14% of
   # the strings are right after 60 and 120 steps.
-  pattern = formal_languages.get_config('language=aa_star').model.pattern
-  config.model.pattern, config.train.steps = pattern, 60
+  file = f'{ROOT}/experiments/formal_languages.py:language=aa_star'
+  config.model.pattern = hope.experiment(file).model.pattern
+  config.train.steps = 60
   config.model.num_layers, config.model.width = 2, 32
   config.data.batch_size, config.optimizer.warmup_steps = 32, 20
   loop.run(config, str(tmp_path))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from hope.layers.dense import dense_layer
 from hope.layers.norm import RMSNorm
 from hope.parts import Leaf
 
@@ -57,7 +58,8 @@ class Decoder(nnx.Module):
   ):
     self.norm_1, self.norm_2 = (RMSNorm(width, norm_eps) for _ in range(2))
     self.linear_1, self.linear_2 = (
-      nnx.Linear(width, width, dtype=dtype, rngs=rngs) for _ in range(2)
+      dense_layer(width, width, use_bias=True, dtype=dtype, rngs=rngs)
+      for _ in range(2)
     )
 
   def __call__(self, x: jax.Array) -> jax.Array:

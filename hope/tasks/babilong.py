@@ -26,7 +26,7 @@ _MOVES = ('moved', 'went', 'went back', 'journeyed', 'travelled')
 _GETS = ('got', 'took', 'grabbed', 'picked up')
 _DROPS = ('dropped', 'discarded', 'left', 'put down')
 _QUESTIONS = 5
-# A sentence of the background has at least so many words.
+# The fewest words of a sentence of the background.
 _LEAST_WORDS = 10
 
 Story = tuple[list[str], str, str]

@@ -14,7 +14,7 @@ others the lower half are of keys and the upper half of values.
 
 Deviation: in some sequences of MAD (2 to 3% of those held out, of 128 tokens)
 the probe's place lies behind the body, so that nothing tells its value; what is
-held out is then drawn anew. Training keeps such sequences, as MAD's.
+held out is then drawn again. Training keeps such sequences, as MAD's.
 """
 
 from collections.abc import Callable

@@ -13,7 +13,7 @@ sequence of `seq_len` tokens predicts one less, as MAD's: the last place of a
 row, or two of an odd `seq_len`, are 0 and count nothing.
 
 Deviation: MAD's generator fails where noise has replaced all pairs; here the
-example is drawn anew.
+example is drawn again.
 """
 
 import functools

@@ -30,14 +30,24 @@ from hope.tasks.task import (
   exact_matches,
   mean_over_classes,
 )
-from hope.tasks.text import TextExample, TextOptions, TextTask
+from hope.tasks.text import (
+  ChoiceExample,
+  DataTask,
+  Request,
+  TextExample,
+  TextOptions,
+  TextTask,
+)
 
 __all__ = [
   'METRICS',
   'TASKS',
   'TEXT_TASKS',
+  'ChoiceExample',
+  'DataTask',
   'Example',
   'Least',
+  'Request',
   'Task',
   'TextExample',
   'TextOptions',

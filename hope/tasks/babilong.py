@@ -222,6 +222,13 @@ def solve(text: str) -> str:
 
 
 TASKS = {
-  name: TextTask(functools.partial(_generate, story), score, solve, 1 / 6)
+  name: TextTask(
+    functools.partial(_generate, story),
+    score,
+    solve,
+    1 / 6,
+    stop=('.', '!', '?', '\n'),
+    tokens=32,
+  )
   for name, story in (('qa1', _story_1), ('qa2', _story_2))
 }

@@ -246,7 +246,11 @@ _CHANCES = {'number': 1 / _NUMBERS, 'uuid': 2.0**-122}
 
 TASKS = {
   name: TextTask(
-    functools.partial(_generate, kind), score, solve, _CHANCES[kind.value]
+    functools.partial(_generate, kind),
+    score,
+    solve,
+    _CHANCES[kind.value],
+    tokens=ANSWER_TOKENS,
   )
   for name, kind in _KINDS.items()
 }

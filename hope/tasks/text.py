@@ -1,10 +1,15 @@
 """What the rest of the system asks of a task of text.
 
-Such a task is answered by generation: a model reads the prompt and writes on.
+An example is answered in one of two ways. Of a `TextExample` the model reads
+the prompt and writes on; of a `ChoiceExample` it says how likely each of
+several texts is. The examples of a `TextTask` are drawn, those of a `DataTask`
+are read from files.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,21 +56,76 @@ class TextExample:
   depths: tuple[float, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class TextTask:
-  """A task of text.
+class Request(NamedTuple):
+  """Asks how likely a text is after another.
 
   Attributes:
-    generate: (rng, options) -> TextExample, drawn from `rng` and the options
-      alone. Raises ValueError for options from which none can be made.
-    score: (output, example) -> float in [0, 1], of the text a model wrote after
-      the prompt.
-    solve: (text) -> str, an output that scores 1, worked out from the prompt
-      by the task's definition.
-    chance: expected score of the one answer that, always given, scores best.
+    context: what a model reads.
+    continuation: what follows, from its first character (a space, where one
+      parts it from the context).
   """
 
-  generate: Callable[[np.random.Generator, TextOptions], TextExample]
-  score: Callable[[str, TextExample], float]
+  context: str
+  continuation: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceExample:
+  """Several texts, of which a model is to find one the most likely.
+
+  Attributes:
+    requests: one for each choice. A single one asks for its likelihood, and
+      whether greedy decoding would write it.
+    answer: index of the right one.
+  """
+
+  requests: tuple[Request, ...]
+  answer: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTask:
+  """A task whose examples are drawn.
+
+  Attributes:
+    generate: (rng, options) -> example, drawn from `rng` and the options alone.
+      Raises ValueError for options from which none can be made.
+    score: (output, example) -> float in [0, 1], of the text a model wrote after
+      the prompt of a TextExample. None: examples are ChoiceExamples.
+    solve: (text) -> str, worked out from the prompt or the context by the
+      task's definition: an output that scores 1, or the right continuation.
+    chance: expected score of the one answer that, always given, scores best.
+    stop: strings of which the first ends an output; of TextExamples alone, as
+      is `tokens`.
+    tokens: most tokens of an output.
+  """
+
+  generate: Callable[
+    [np.random.Generator, TextOptions], TextExample | ChoiceExample
+  ]
+  score: Callable[[str, TextExample], float] | None
   solve: Callable[[str], str]
   chance: float
+  stop: tuple[str, ...] = ()
+  tokens: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class DataTask:
+  """A task whose examples are read from files.
+
+  Attributes:
+    read: (folder) -> examples, in the order of the files. Raises ValueError,
+      with the file and what is wrong, for files that are not there or not of
+      the published format.
+    score: as in TextTask, like all that follow but `source`.
+    source: where the files come from, which they are, and their licence.
+    stop: where an output ends.
+    tokens: most tokens of an output.
+  """
+
+  read: Callable[[pathlib.Path], Sequence[TextExample | ChoiceExample]]
+  score: Callable[[str, TextExample], float] | None
+  source: str
+  stop: tuple[str, ...] = ()
+  tokens: int = 128

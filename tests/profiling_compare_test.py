@@ -9,7 +9,7 @@ import pytest
 
 from hope.config import base_config
 from hope.mixers import MIXERS
-from hope.profiling import compare
+from hope.profiling import compare, growth
 from hope.training import step as step_lib
 
 
@@ -68,6 +68,30 @@ def run(tmp_path, *argv):
 
 
 PATTERNS = ('--pattern=delta+swiglu', '--pattern=attention+swiglu')
+
+
+def test_the_cost_of_a_token_by_the_length_of_a_row(tmp_path, capsys):
+  found = run(tmp_path, '--rounds=1', '--length=64', '--length=16', *PATTERNS)
+  assert list(found) == ['delta+swiglu', 'attention+swiglu']
+  for values in found.values():
+    assert [row['seq_len'] for row in values] == [16, 64]
+    assert all(row['seconds'] > 0 for row in values)
+    assert values[0]['program_bytes'] < values[1]['program_bytes']
+  assert (tmp_path / 'out.png').read_bytes()[:4] == b'\x89PNG'
+  assert 'time at 64' in capsys.readouterr().out
+
+
+def test_a_token_of_a_linear_cost_costs_the_same_at_every_length():
+  values = [{'seq_len': x, 'seconds': 0.5 * x} for x in (2, 8)]
+  assert growth.per_token(values, 'seconds') == [1, 1]
+  values = [{'seq_len': x, 'seconds': x**2} for x in (2, 8)]
+  assert growth.per_token(values, 'seconds') == [1, 4]
+
+
+@pytest.mark.parametrize('argv', [['--length=8'], ['--length=8'] * 2])
+def test_one_length_shows_no_growth(tmp_path, argv):
+  with pytest.raises(flags.IllegalFlagValueError, match='at least twice'):
+    run(tmp_path, *argv, *PATTERNS)
 
 
 def test_the_command_times_and_draws(tmp_path, capsys, monkeypatch):

@@ -1,6 +1,6 @@
 """Mixers at one size, side by side; see `hope.compare`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import json
 import pathlib
 import statistics
@@ -25,7 +25,7 @@ from hope.matching import count_parameters, match_parameters
 from hope.model import Hope
 from hope.parallel import devices
 from hope.parallel import mesh as mesh_lib
-from hope.profiling import throughput
+from hope.profiling import growth, throughput
 from hope.profiling.flops import flops_per_token
 
 # Tokens of the byte tokenizer, where the configuration says no other.
@@ -230,20 +230,65 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_bool(
     'sizes', False, 'Count and time nothing.', flag_values=values
   )
+  flags.DEFINE_multi_integer(
+    'length',
+    None,
+    'Time training steps with rows of this many tokens; given at least twice, '
+    'for how the cost of a token grows.',
+    lower_bound=1,
+    flag_values=values,
+  )
+  flags.register_multi_flags_validator(
+    ['length', 'sizes'],
+    lambda x: (
+      x['length'] is None or (len(set(x['length'])) > 1 and not x['sizes'])
+    ),
+    '--length is given at least twice, with other numbers, or not at all; and '
+    'not with --sizes.',
+    flag_values=values,
+  )
 
 
 def main(values: flags.FlagValues) -> None:
   """Compares what the flags say, keeps it and prints it."""
   command_line.check_output(values.json)
   devices.use_all_cores()
+  console = rich.console.Console(width=160, highlight=False)
+  if values.length:
+    grown = growth.measure(_at_lengths(values), values.rounds)
+    _keep(values.json, grown, growth.draw)
+    growth.show(grown, console)
+    return
   configs = matched(values.config, values.pattern)
   if values.sizes:
     found = {name: sizes(config) for name, config in configs.items()}
   else:
     found = measure(configs, values.rounds)
-  if values.json:
-    path = pathlib.Path(values.json)
-    path.write_text(json.dumps(found, indent=1) + '\n')
-    if not values.sizes:
-      draw(found, path.with_suffix('.png'))
-  show(found, rich.console.Console(width=160, highlight=False))
+  _keep(values.json, found, None if values.sizes else draw)
+  show(found, console)
+
+
+def _at_lengths(
+  values: flags.FlagValues,
+) -> dict[int, dict[str, ml_collections.FrozenConfigDict]]:
+  """What `matched` gives for rows of each length, the shortest first."""
+  found = {}
+  for seq_len in sorted(set(values.length)):
+    config = ml_collections.ConfigDict(values.config.to_dict())
+    config.data.seq_len = seq_len
+    found[seq_len] = matched(config, values.pattern)
+  return found
+
+
+def _keep(
+  file: str | None,
+  found: dict[str, Any],
+  picture: Callable[[dict[str, Any], pathlib.Path], None] | None,
+) -> None:
+  """Writes results into the file, if there is one, and the picture beside."""
+  if file is None:
+    return
+  path = pathlib.Path(file)
+  path.write_text(json.dumps(found, indent=1) + '\n')
+  if picture:
+    picture(found, path.with_suffix('.png'))

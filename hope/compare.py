@@ -4,7 +4,7 @@ r"""Compares mixers at one size: speed, memory, decoding, compilation.
   python -m hope.compare --config=throughput --pattern='titans+cms' \
     --pattern='attention+swiglu'
   python -m hope.compare --config=lm:size=760m --sizes
-  python -m hope.compare --config=throughput:num_layers=1,batch_size=1 \
+  python -m hope.compare --config=throughput:num_layers=2,batch_size=1 \
     --length=2048 --length=16384 --json=growth.json
 
 All models have the parameters of the first, by the width of their

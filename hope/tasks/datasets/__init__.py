@@ -4,7 +4,12 @@
 from, and whether those of a folder are the published ones.
 """
 
-from hope.tasks.datasets import intents
+from hope.tasks.datasets import choices, intents, recall, translation
 from hope.tasks.text import DataTask
 
-DATA_TASKS: dict[str, DataTask] = {**intents.TASKS}
+DATA_TASKS: dict[str, DataTask] = {
+  **choices.TASKS,
+  **intents.TASKS,
+  **recall.TASKS,
+  **translation.TASKS,
+}

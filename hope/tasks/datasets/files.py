@@ -45,6 +45,18 @@ def json_file(path: pathlib.Path) -> Any:
     raise ValueError(f'{path} is not JSON: {error}.') from None
 
 
+def json_object(path: pathlib.Path) -> dict[str, Any]:
+  """The object of a JSON file.
+
+  Raises:
+    ValueError: if it is none, or empty.
+  """
+  found = json_file(path)
+  if not isinstance(found, dict) or not found:
+    raise ValueError(f'{path} is not a JSON object with something in it.')
+  return found
+
+
 def json_lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
   """The objects of a file of a JSON object per line; blank lines are left out.
 

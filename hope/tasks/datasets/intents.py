@@ -50,7 +50,7 @@ def read_clinc150(folder: pathlib.Path) -> Intents:
   """
   path = files.find(folder, 'clinc150', 'data_full.json')
   domains_path = files.find(folder, 'clinc150', 'domains.json')
-  domains, data = files.json_file(domains_path), files.json_file(path)
+  domains, data = files.json_object(domains_path), files.json_object(path)
   names = [
     files.value(str(domains_path), domains, domain, list) for domain in domains
   ]

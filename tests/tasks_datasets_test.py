@@ -1,0 +1,524 @@
+"""Tasks that are read from files: formats, hostile files, published files."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from sacrebleu.metrics import CHRF
+
+from hope.tasks.datasets import (
+  DATA_TASKS,
+  choices,
+  intents,
+  prose,
+  published,
+  recall,
+  translation,
+)
+from hope.tasks.text import ChoiceExample, TextExample
+
+
+def write(folder, name, file, content):
+  path = folder / name / file
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if not isinstance(content, str):
+    content = json.dumps(content)
+  path.write_text(content, encoding='utf-8')
+
+
+def rows(*values):
+  return '\n'.join(json.dumps(x) for x in values) + '\n'
+
+
+ARC = {
+  'id': 'x',
+  'question': {
+    'stem': 'What is wet?',
+    'choices': [
+      {'text': 'sand', 'label': 'A'},
+      {'text': 'rain', 'label': 'B'},
+    ],
+  },
+  'answerKey': 'B',
+}
+SQUAD = {
+  'data': [
+    {
+      'title': 'A tree',
+      'paragraphs': [
+        {
+          'context': 'The oak is old. ',
+          'qas': [
+            {
+              'id': '1',
+              'question': 'What is old?',
+              'answers': [
+                {'text': 'oak', 'answer_start': 4},
+                {'text': 'The oak', 'answer_start': 0},
+              ],
+            }
+          ],
+        }
+      ],
+    }
+  ]
+}
+DROP = {
+  'p1': {
+    'passage': 'Ann had 3 cats, Bo and Cy.',
+    'qa_pairs': [
+      {
+        'question': 'How many?',
+        'answer': {'number': '3', 'date': {}, 'spans': []},
+      },
+      {
+        'question': 'Which?',
+        'answer': {'number': '', 'date': {}, 'spans': ['Bo', 'Cy']},
+      },
+      {
+        'question': 'When?',
+        'answer': {
+          'number': '',
+          'date': {'day': '2', 'month': 'May', 'year': ''},
+          'spans': [],
+        },
+      },
+    ],
+  }
+}
+NQ = {
+  'document_text': '<H1> Oaks </H1> <P> An oak is a tree . </P> More',
+  'question_text': 'what is an oak',
+  'annotations': [
+    {
+      'long_answer': {'start_token': 3, 'end_token': 11},
+      'short_answers': [{'start_token': 7, 'end_token': 9}],
+    }
+  ],
+}
+TRIVIA = {
+  'Data': [
+    {
+      'Question': 'Which tree?',
+      'QuestionId': '1',
+      'Answer': {'Value': 'Oak', 'Aliases': ['Oak', 'Quercus']},
+      'EntityPages': [{'Filename': 'Oak.txt', 'Title': 'Oak'}],
+    },
+    {
+      'Question': 'No page?',
+      'QuestionId': '2',
+      'Answer': {'Value': 'x', 'Aliases': []},
+      'EntityPages': [],
+    },
+  ]
+}
+HELLASWAG = {
+  'activity_label': 'Baking',
+  'ctx_a': 'A bowl stands there.',
+  'ctx_b': 'a man',
+  'endings': ['[step] stirs  it.', 'runs [title] Off'],
+  'label': 1,
+}
+# Of each task: its files, and what its first example asks and answers.
+CHOICES = {
+  'lambada': (
+    {'lambada_test.jsonl': rows({'text': 'We saw the old oak'})},
+    [('We saw the old', ' oak')],
+    0,
+  ),
+  'piqa': (
+    {
+      'valid.jsonl': rows({'goal': 'Cut', 'sol1': 'a knife', 'sol2': 'a cup'}),
+      'valid-labels.lst': '1\n',
+    },
+    [
+      ('Question: Cut\nAnswer:', ' a knife'),
+      ('Question: Cut\nAnswer:', ' a cup'),
+    ],
+    1,
+  ),
+  'arc_easy': (
+    {'ARC-Easy-Test.jsonl': rows(ARC)},
+    [
+      ('Question: What is wet?\nAnswer:', ' sand'),
+      ('Question: What is wet?\nAnswer:', ' rain'),
+    ],
+    1,
+  ),
+  'arc_challenge': (
+    {'ARC-Challenge-Test.jsonl': rows(ARC | {'answerKey': 'A'})},
+    [
+      ('Question: What is wet?\nAnswer:', ' sand'),
+      ('Question: What is wet?\nAnswer:', ' rain'),
+    ],
+    0,
+  ),
+  'siqa': (
+    {
+      'dev.jsonl': rows(
+        {
+          'context': 'Jo fell.',
+          'question': 'Why?',
+          'answerA': 'ice',
+          'answerB': 'joy',
+          'answerC': 'tea',
+        }
+      ),
+      'dev-labels.lst': '3\n',
+    },
+    [
+      ('Q: Jo fell. Why?\nA:', ' ice'),
+      ('Q: Jo fell. Why?\nA:', ' joy'),
+      ('Q: Jo fell. Why?\nA:', ' tea'),
+    ],
+    2,
+  ),
+  'winogrande': (
+    {
+      'dev.jsonl': rows(
+        {
+          'sentence': 'The cup hit the jar and _ broke.',
+          'option1': 'the cup',
+          'option2': 'the jar',
+          'answer': '2',
+        }
+      )
+    },
+    [
+      ('The cup hit the jar and the cup', ' broke.'),
+      ('The cup hit the jar and the jar', ' broke.'),
+    ],
+    1,
+  ),
+  'hellaswag': (
+    {'hellaswag_val.jsonl': rows(HELLASWAG)},
+    [
+      ('Baking: A bowl stands there. A man', '  stirs it.'),
+      ('Baking: A bowl stands there. A man', ' runs. Off'),
+    ],
+    1,
+  ),
+  'boolq': (
+    {
+      'dev.jsonl': rows(
+        {'passage': 'Oaks grow.', 'question': 'do oaks grow', 'answer': True}
+      )
+    },
+    [
+      ('Oaks grow.\nQuestion: do oaks grow?\nAnswer:', ' no'),
+      ('Oaks grow.\nQuestion: do oaks grow?\nAnswer:', ' yes'),
+    ],
+    1,
+  ),
+}
+ASKED = 'The oak is old.\nQuestion: What is old?\nAnswer:'
+CUED = rows({'text': ' Height: \n', 'value': ' 3 m ', 'key': 'height'})
+TEXTS = {
+  'xquad': ({'xquad.en.json': SQUAD}, ASKED, ('oak', 'The oak')),
+  'squad': ({'dev-v1.1.json': SQUAD}, ASKED, ('oak', 'The oak')),
+  'swde': ({'swde.jsonl': CUED}, 'Height:', ('3 m',)),
+  'fda': ({'fda.jsonl': CUED}, 'Height:', ('3 m',)),
+  'drop': (
+    {'drop_dataset_dev.json': DROP},
+    'Ann had 3 cats, Bo and Cy.\nQuestion: How many?\nAnswer:',
+    ('3',),
+  ),
+  'nq': (
+    {'v1.0-simplified_nq-dev-all.jsonl': rows(NQ)},
+    'An oak is a tree .\nQuestion: what is an oak\nAnswer:',
+    ('a tree',),
+  ),
+  'triviaqa': (
+    {
+      'verified-wikipedia-dev.json': TRIVIA,
+      'evidence/wikipedia/Oak.txt': 'Oaks are trees.',
+    },
+    'Oaks are trees.\nQuestion: Which tree?\nAnswer:',
+    ('Oak', 'Quercus'),
+  ),
+}
+
+
+def put(folder, name, contents):
+  for file, content in contents.items():
+    write(folder, name, file, content)
+
+
+def texts(folder, name) -> list[TextExample]:
+  found = DATA_TASKS[name].read(folder)
+  return [x for x in found if isinstance(x, TextExample)]
+
+
+def questions(folder, name) -> list[ChoiceExample]:
+  found = DATA_TASKS[name].read(folder)
+  return [x for x in found if isinstance(x, ChoiceExample)]
+
+
+@pytest.mark.parametrize('name', CHOICES)
+def test_choices_of_the_published_format(tmp_path, name):
+  contents, requests, answer = CHOICES[name]
+  put(tmp_path, name, contents)
+  (example,) = questions(tmp_path, name)
+  assert [tuple(x) for x in example.requests] == requests
+  assert example.answer == answer
+  # The folder of the data set itself will do as well.
+  assert DATA_TASKS[name].read(tmp_path / name) == [example]
+
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_questions_of_the_published_format(tmp_path, name):
+  contents, prompt, answers = TEXTS[name]
+  put(tmp_path, name, contents)
+  example = texts(tmp_path, name)[0]
+  assert ''.join(example.pieces()) == ''.join(example.pieces()) == prompt
+  assert example.answers == answers
+  score = DATA_TASKS[name].score
+  assert score is not None
+  assert score(f'It is {answers[-1].upper()}!', example) == 1
+  assert score('It is not.', example) == 0
+  assert (DATA_TASKS[name].stop, DATA_TASKS[name].tokens) == (('\n',), 48)
+
+
+def test_drop_asks_for_all_spans_and_knows_dates(tmp_path):
+  put(tmp_path, 'drop', TEXTS['drop'][0])
+  _, spans, date = texts(tmp_path, 'drop')
+  assert (spans.answers, date.answers) == (('Bo', 'Cy'), ('2 May',))
+  assert recall.contains_all('bo, cy', spans) == 1
+  assert recall.contains_all('only bo', spans) == 0
+  assert recall.contains_any('only bo', spans) == 1
+
+
+def test_natural_questions_of_the_form_with_tokens(tmp_path):
+  row = {k: v for k, v in NQ.items() if k != 'document_text'}
+  words = str(NQ['document_text']).split(' ')
+  row |= {'document_tokens': [{'token': x} for x in words]}
+  unanswered = row | {'annotations': [{'short_answers': [], 'long_answer': {}}]}
+  contents = {'v1.0-simplified_nq-dev-all.jsonl': rows(unanswered, row)}
+  put(tmp_path, 'nq', contents)
+  (example,) = texts(tmp_path, 'nq')
+  assert example.answers == ('a tree',)
+
+
+def test_questions_without_a_page_are_left_out(tmp_path):
+  put(tmp_path, 'triviaqa', TEXTS['triviaqa'][0])
+  assert len(DATA_TASKS['triviaqa'].read(tmp_path)) == 1
+
+
+# --------------------------------------------------------------- hostile files
+
+HOSTILE = (
+  '',
+  '\n\n',
+  '{',
+  '[]',
+  '{}',
+  '3\n',
+  '\ufeff{"text": 5}\n',
+  'a,b\n1\n',
+)
+
+
+@pytest.mark.parametrize('name', DATA_TASKS)
+def test_a_missing_file_is_named(tmp_path, name):
+  with pytest.raises(ValueError, match='python -m hope.tasks.datasets'):
+    DATA_TASKS[name].read(tmp_path)
+
+
+@pytest.mark.parametrize('content', HOSTILE)
+@pytest.mark.parametrize('name', DATA_TASKS)
+def test_files_of_another_format_are_refused(tmp_path, name, content):
+  for file in published.HASHES[name]:
+    write(tmp_path, name, file, content)
+  with pytest.raises(ValueError, match=str(tmp_path)):
+    DATA_TASKS[name].read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('name', 'file', 'content', 'message'),
+  [
+    ('piqa', 'valid-labels.lst', '1\n0\n', 'has 2 lines for 1 rows'),
+    ('piqa', 'valid-labels.lst', '2\n', r"line 1: the label is '2', not one"),
+    ('siqa', 'dev-labels.lst', '0\n', 'not one of'),
+    ('winogrande', 'dev.jsonl', rows({'sentence': 'No gap.'}), 'has no gap'),
+    ('lambada', 'lambada_test.jsonl', rows({'text': 'one'}), 'no last word'),
+    ('boolq', 'dev.jsonl', rows({'passage': '', 'question': ''}), "'answer'"),
+    (
+      'arc_easy',
+      'ARC-Easy-Test.jsonl',
+      rows(ARC | {'answerKey': 'Z'}),
+      "line 1: the answer is 'Z'",
+    ),
+    (
+      'hellaswag',
+      'hellaswag_val.jsonl',
+      rows(HELLASWAG | {'label': '2'}),
+      "the label is '2'",
+    ),
+  ],
+)
+def test_what_is_wrong_is_said(tmp_path, name, file, content, message):
+  put(tmp_path, name, CHOICES[name][0])
+  write(tmp_path, name, file, content)
+  with pytest.raises(ValueError, match=message):
+    DATA_TASKS[name].read(tmp_path)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+  (tmp_path / 'lambada_test.jsonl').write_bytes(b'\xff\xfe\x00')
+  with pytest.raises(ValueError, match='not UTF-8'):
+    DATA_TASKS['lambada'].read(tmp_path)
+
+
+# --------------------------------------------------------------------- intents
+
+
+def test_clinc150(tmp_path):
+  domains = {'home': ['dim_lights', 'clean'], 'work': ['mail']}
+  data = {
+    'train': [['turn it down', 'dim_lights'], ['write to Al', 'mail']],
+    'val': [['sweep', 'clean']],
+    'test': [['darker', 'dim_lights']],
+    'oos_test': [['who', 'oos']],
+  }
+  put(tmp_path, 'clinc150', {'domains.json': domains, 'data_full.json': data})
+  found = intents.read_clinc150(tmp_path)
+  assert found == intents.Intents(
+    train=(('turn it down', 0), ('write to Al', 2)),
+    validation=(('sweep', 1),),
+    test=(('darker', 0),),
+    classes=('dim_lights', 'clean', 'mail'),
+    groups=((0, 1), (2,)),
+  )
+  (example,) = questions(tmp_path, 'clinc150')
+  assert example.requests[0] == ('darker\nIntent:', ' dim lights')
+  assert (len(example.requests), example.answer) == (3, 0)
+  data['test'] = [['darker', 'nothing']]
+  write(tmp_path, 'clinc150', 'data_full.json', data)
+  with pytest.raises(ValueError, match="test 0: 'nothing' is no intent"):
+    intents.read_clinc150(tmp_path)
+
+
+def test_banking77(tmp_path):
+  names = [f'intent_{i}' for i in range(77)]
+  write(tmp_path, 'banking77', 'categories.json', names)
+  for split, label in (('train', 3), ('test', 76)):
+    write(
+      tmp_path,
+      'banking77',
+      f'{split}.csv',
+      f'text,category\n"Where, my card?",intent_{label}\n',
+    )
+  found = intents.read_banking77(tmp_path)
+  assert found.train == (('Where, my card?', 3),)
+  assert found.test == (('Where, my card?', 76),)
+  assert found.validation == ()
+  np.testing.assert_array_equal(found.groups, np.arange(77).reshape(7, 11))
+  write(tmp_path, 'banking77', 'test.csv', 'text,category\na,b,c\n')
+  with pytest.raises(ValueError, match='line 2 has not as many cells'):
+    intents.read_banking77(tmp_path)
+
+
+# ----------------------------------------------------------------- translation
+
+
+def dictionary(folder, name, pairs):
+  lines = ['ID,Primary_Text,Translated_Text,alt_translation1']
+  lines += [f'{i},{a},{b},{c}' for i, (a, b, c) in enumerate(pairs)]
+  write(folder, name, 'examples.csv', '\n'.join(lines) + '\n')
+
+
+def test_pairs_are_english_and_parted_by_their_source(tmp_path):
+  pairs = [(f'kata {i}', f'the word {i}', '') for i in range(400)]
+  pairs[5] = ('kata 5', 'kata itu tidak ada', 'the word is not there')
+  pairs[6] = ('kata 5', 'again', '')  # a sentence that occurs twice
+  dictionary(tmp_path, 'kalamang', pairs)
+  found = translation.read_pairs('kalamang', tmp_path)
+  assert [len(x) for x in (found.test, found.validation)] == [150, 150]
+  everything = found.train + found.validation + found.test
+  assert len(set(everything)) == len(dict(everything)) == 399
+  assert dict(everything)['kata 5'] == 'the word is not there'
+  # Where a pair belongs does not depend on the order of the file.
+  dictionary(tmp_path, 'kalamang', [*pairs[:5], *pairs[:4:-1]])
+  again = translation.read_pairs('kalamang', tmp_path)
+  assert [x for x, _ in again.test] == [x for x, _ in found.test]
+  example = texts(tmp_path, 'kalamang')[0]
+  source, english = again.test[0]
+  assert ''.join(example.pieces()) == f'Kalamang: {source}\nEnglish:'
+  assert example.answers == (english,)
+
+
+def test_too_few_pairs_are_refused(tmp_path):
+  dictionary(tmp_path, 'teop', [(f'a {i}', f'the {i}', '') for i in range(300)])
+  with pytest.raises(ValueError, match='has 300 different sentences'):
+    translation.read_pairs('teop', tmp_path)
+
+
+def test_chrf_is_that_of_sacrebleu_and_of_its_definition():
+  example = TextExample(lambda: iter(['']), '', ('the cat',), ())
+  assert translation.sentence_chrf(' the cat\n', example) == 1
+  assert translation.sentence_chrf('xyz', example) == 0
+  # 'ab' for 'abc': chrF2 of orders 1 and 2 (3 has no n-gram of the output):
+  # precisions 1, 1; recalls 2/3, 1/2; F of their means, beta = 2.
+  example = TextExample(lambda: iter(['']), '', ('abc',), ())
+  f = 5 / (1 + 4 / np.mean([2 / 3, 1 / 2]))
+  assert translation.sentence_chrf('ab', example) == pytest.approx(f)
+  outputs, references = ['a cat sat', 'dogs'], ['the cat sat', 'a dog']
+  expected = CHRF().corpus_score(outputs, [references]).score / 100
+  assert translation.corpus_chrf(outputs, references) == expected
+  assert 0 < expected < 1
+
+
+# --------------------------------------------------- what is here, and fetching
+
+
+def test_the_state_of_a_folder(tmp_path):
+  assert published.state(None, 'piqa') == ''
+  assert published.state(tmp_path, 'piqa') == 'missing: valid.jsonl'
+  put(tmp_path, 'piqa', CHOICES['piqa'][0])
+  assert published.state(tmp_path, 'piqa') == 'other content: valid.jsonl'
+  put(tmp_path, 'boolq', CHOICES['boolq'][0])
+  assert published.state(tmp_path, 'boolq') == 'there; no hash is known'
+  assert published.worst(['as published'] * 2) == 'as published'
+  assert set(published.HASHES) == set(DATA_TASKS)
+
+
+def test_every_source_names_the_files_it_asks_for():
+  for name, hashes in published.HASHES.items():
+    for file in hashes:
+      assert file in DATA_TASKS[name].source, name
+
+
+def test_text_of_a_page():
+  page = (
+    b'<html><head><title>no</title></head><body><p>One <b>two</b>,\n three'
+    b'<p>four &amp; five<script>x()</script><br><br>six</body></html>'
+  )
+  assert prose.html_text(page) == 'One two, three\nfour & five\nsix\n'
+
+
+def test_hellaswag_loses_its_marks():
+  assert choices.clean_hellaswag(' [header] A [title] b.') == ' A. b.'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('name', 'number'),
+  [
+    ('lambada', 5153),
+    ('piqa', 1838),
+    ('xquad', 1190),
+    ('clinc150', 4500),
+    ('banking77', 3080),
+    ('kalamang', 150),
+    ('teop', 150),
+  ],
+)
+def test_published_files(name, number):
+  """Of the folder that HOPE_DATA names, with a folder for each data set."""
+  folder = os.environ.get('HOPE_DATA')
+  assert folder, 'HOPE_DATA=FOLDER must name the folder of the data sets'
+  folder = pathlib.Path(folder)
+  assert published.state(folder, name) == 'as published'
+  assert len(DATA_TASKS[name].read(folder)) == number

@@ -322,7 +322,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize('name', DATA_TASKS)
 def test_a_missing_file_is_named(tmp_path, name):
-  with pytest.raises(ValueError, match='python -m hope.tasks.datasets'):
+  with pytest.raises(ValueError, match='python -m hope.datasets'):
     DATA_TASKS[name].read(tmp_path)
 
 
@@ -522,3 +522,9 @@ def test_published_files(name, number):
   folder = pathlib.Path(folder)
   assert published.state(folder, name) == 'as published'
   assert len(DATA_TASKS[name].read(folder)) == number
+
+
+def test_the_page_names_every_data_set():
+  page = pathlib.Path(__file__).parents[1] / 'docs' / 'data.md'
+  for name in DATA_TASKS:
+    assert f'`{name}`' in page.read_text(), name

@@ -1,8 +1,9 @@
-"""Generated tasks: a file for each, and a line here.
+"""Tasks: a file for each, and a line here.
 
 An example is a function of its index alone. `hope.tasks.task` says what a file
 holds; `data.source='synthetic:NAME'` trains on a task. TEXT_TASKS are answered
-by generation; `hope.tasks.text` says what their files hold.
+by generation; `hope.tasks.text` says what their files hold. `DATA_TASKS` of
+`hope.tasks.datasets` are read from files.
 """
 
 from hope.tasks import (

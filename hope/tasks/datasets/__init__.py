@@ -1,6 +1,6 @@
 """Tasks whose examples are read from a folder that the user names.
 
-`python -m hope.tasks.datasets` says which files each asks for, where they come
+`python -m hope.datasets` says which files each asks for, where they come
 from, and whether those of a folder are the published ones.
 """
 

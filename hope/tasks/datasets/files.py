@@ -17,7 +17,7 @@ def find(folder: pathlib.Path, name: str, file: str) -> pathlib.Path:
       return path
   raise ValueError(
     f'{folder} holds no {name}/{file} and no {file}. '
-    '`python -m hope.tasks.datasets` says where it comes from.'
+    '`python -m hope.datasets` says where it comes from.'
   )
 
 

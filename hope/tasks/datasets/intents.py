@@ -73,7 +73,9 @@ def read_clinc150(folder: pathlib.Path) -> Intents:
     return tuple(found)
 
   return Intents(
-    *(split(x) for x in ('train', 'val', 'test')),
+    train=split('train'),
+    validation=split('val'),
+    test=split('test'),
     classes=tuple(classes),
     groups=tuple(tuple(index[name] for name in group) for group in names),
   )
@@ -102,9 +104,9 @@ def read_banking77(folder: pathlib.Path) -> Intents:
     )
 
   return Intents(
-    split('train'),
-    (),
-    split('test'),
+    train=split('train'),
+    validation=(),
+    test=split('test'),
     classes=tuple(classes),
     groups=tuple(tuple(range(i, i + 11)) for i in range(0, 77, 11)),
   )

@@ -81,25 +81,25 @@ def gunzipped(content: bytes) -> str:
 
 PACKAGES = {
   'anarchism': Package(
-    'anarchism',
-    'usr/share/doc/anarchism/html/*.html',
-    html_text,
-    'long essays, about 11 MB',
-    'GPL-2',
+    name='anarchism',
+    pattern='usr/share/doc/anarchism/html/*.html',
+    plain=html_text,
+    what='long essays, about 11 MB',
+    licence='GPL-2',
   ),
   'perl-doc': Package(
-    'perl-doc',
-    'usr/share/perl/**/*.pod',
-    as_it_is,
-    'documentation, about 9 MB',
-    'Artistic or GPL',
+    name='perl-doc',
+    pattern='usr/share/perl/**/*.pod',
+    plain=as_it_is,
+    what='documentation, about 9 MB',
+    licence='Artistic or GPL',
   ),
   'foldoc': Package(
-    'dict-foldoc',
-    'usr/share/dictd/foldoc.dict.dz',
-    gunzipped,
-    'a dictionary of computing, about 6 MB',
-    'GFDL',
+    name='dict-foldoc',
+    pattern='usr/share/dictd/foldoc.dict.dz',
+    plain=gunzipped,
+    what='a dictionary of computing, about 6 MB',
+    licence='GFDL',
   ),
 }
 

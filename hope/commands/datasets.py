@@ -1,8 +1,8 @@
 """Data sets: what they are, where they come from, and whether they are here.
 
-  python -m hope.tasks.datasets
-  python -m hope.tasks.datasets --folder=data
-  python -m hope.tasks.datasets --folder=data --fetch=anarchism
+  python -m hope.datasets
+  python -m hope.datasets --folder=data
+  python -m hope.datasets --folder=data --fetch=anarchism
 
 A row for each data set: its files, source and licence, and whether those in
 `FOLDER/NAME` are the published ones, by their sha256. They are brought by hand,
@@ -70,5 +70,6 @@ def main(values: flags.FlagValues) -> None:
   console.print(table(folder), markup=False)
 
 
-if __name__ == '__main__':
+def start() -> None:
+  """Runs the program with the flags of the command line."""
   command_line.run(main, define_flags, __doc__)

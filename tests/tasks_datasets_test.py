@@ -3,14 +3,16 @@
 import json
 import os
 import pathlib
+import sys
 
 import numpy as np
 import pytest
 from sacrebleu.metrics import CHRF
 
+from hope.tasks import DATA_TASKS
 from hope.tasks.datasets import (
-  DATA_TASKS,
   choices,
+  files,
   intents,
   prose,
   published,
@@ -121,6 +123,12 @@ HELLASWAG = {
   'endings': ['[step] stirs  it.', 'runs [title] Off'],
   'label': 1,
 }
+BOOLQ = {
+  'title': 'Oak',
+  'passage': 'Oaks grow.',
+  'question': 'do oaks grow',
+  'answer': True,
+}
 # Of each task: its files, and what its first example asks and answers.
 CHOICES = {
   'lambada': (
@@ -201,14 +209,10 @@ CHOICES = {
     1,
   ),
   'boolq': (
-    {
-      'dev.jsonl': rows(
-        {'passage': 'Oaks grow.', 'question': 'do oaks grow', 'answer': True}
-      )
-    },
+    {'dev.jsonl': rows(BOOLQ)},
     [
-      ('Oaks grow.\nQuestion: do oaks grow?\nAnswer:', ' no'),
-      ('Oaks grow.\nQuestion: do oaks grow?\nAnswer:', ' yes'),
+      ('Oak -- Oaks grow.\nQuestion: do oaks grow?\nAnswer:', ' no'),
+      ('Oak -- Oaks grow.\nQuestion: do oaks grow?\nAnswer:', ' yes'),
     ],
     1,
   ),
@@ -343,7 +347,7 @@ def test_files_of_another_format_are_refused(tmp_path, name, content):
     ('siqa', 'dev-labels.lst', '0\n', 'not one of'),
     ('winogrande', 'dev.jsonl', rows({'sentence': 'No gap.'}), 'has no gap'),
     ('lambada', 'lambada_test.jsonl', rows({'text': 'one'}), 'no last word'),
-    ('boolq', 'dev.jsonl', rows({'passage': '', 'question': ''}), "'answer'"),
+    ('boolq', 'dev.jsonl', rows(BOOLQ | {'answer': 1}), "'answer'"),
     (
       'arc_easy',
       'ARC-Easy-Test.jsonl',
@@ -365,6 +369,107 @@ def test_what_is_wrong_is_said(tmp_path, name, file, content, message):
     DATA_TASKS[name].read(tmp_path)
 
 
+CLINC = {
+  'domains.json': {'home': ['dim_lights', 'clean'], 'work': ['mail']},
+  'data_full.json': {
+    'train': [['turn it down', 'dim_lights'], ['write to Al', 'mail']],
+    'val': [['sweep', 'clean']],
+    'test': [['darker', 'dim_lights']],
+    'oos_test': [['who', 'oos']],
+  },
+}
+FILES = {name: files for name, (files, *_) in (CHOICES | TEXTS).items()}
+FILES['clinc150'] = CLINC
+OTHER = (None, '', [{}])
+
+
+def places(node, place=()):
+  """The keys that lead to each value within a value."""
+  items = node.items() if isinstance(node, dict) else enumerate(node)
+  for key, child in items:
+    yield (*place, key)
+    if isinstance(child, (dict, list)):
+      yield from places(child, (*place, key))
+
+
+def changed(node, place):
+  """The value with another in a place, for each of OTHER, and without it."""
+  for other in (*OTHER, 'nothing'):
+    copy = json.loads(json.dumps(node))
+    inner = copy
+    for key in place[:-1]:
+      inner = inner[key]
+    if other == 'nothing':
+      del inner[place[-1]]
+    else:
+      inner[place[-1]] = other
+    yield copy
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_any_other_value_is_refused_or_read(tmp_path, name):
+  """Whatever stands in a place: an error of ours, or examples that ask."""
+  put(tmp_path, name, FILES[name])
+  task = DATA_TASKS[name]
+  for file, content in FILES[name].items():
+    lines = file.endswith('.jsonl')
+    if isinstance(content, str) and not lines:
+      continue
+    node = [json.loads(x) for x in content.splitlines()] if lines else content
+    for place in places(node):
+      for other in changed(node, place):
+        write(tmp_path, name, file, rows(*other) if lines else other)
+        try:
+          examples = task.read(tmp_path)
+        except ValueError:
+          continue
+        assert examples, (file, place)
+        if task.score is not None:
+          assert not any(task.score('zq', x) for x in examples), (file, place)
+    put(tmp_path, name, {file: content})
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+  text = 'one\u2028two\x85 three'
+  line = json.dumps({'text': text}, ensure_ascii=False)
+  write(tmp_path, 'lambada', 'lambada_test.jsonl', f'{line}\r\n\r\n{line}')
+  request = ('one\u2028two\x85', ' three')
+  found = questions(tmp_path, 'lambada')
+  assert [x.requests for x in found] == [(request,), (request,)]
+
+
+def test_rows_are_read_one_at_a_time(tmp_path):
+  """A file may be larger than the memory: the second line is not reached."""
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('{"a": 1}\nno JSON\n')
+  found = files.json_lines(path)
+  assert next(found) == (f'{path}, line 1', {'a': 1})
+  with pytest.raises(ValueError, match='line 2 is not JSON'):
+    next(found)
+
+
+def test_brackets_without_end_are_refused(tmp_path):
+  write(tmp_path, 'xquad', 'xquad.en.json', '[' * 100_000)
+  with pytest.raises(ValueError, match='is not JSON'):
+    DATA_TASKS['xquad'].read(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['swde', 'fda'])
+def test_an_answer_that_any_output_contains_is_refused(tmp_path, name):
+  row = {'text': 'Height:', 'value': '  ', 'key': 'height'}
+  write(tmp_path, name, f'{name}.jsonl', rows(row))
+  with pytest.raises(ValueError, match='line 1: an answer is blank'):
+    DATA_TASKS[name].read(tmp_path)
+
+
+def test_blank_aliases_are_left_out(tmp_path):
+  put(tmp_path, 'triviaqa', TEXTS['triviaqa'][0])
+  trivia = json.loads(json.dumps(TRIVIA))
+  trivia['Data'][0]['Answer']['Aliases'] = ['', 'Quercus']
+  write(tmp_path, 'triviaqa', 'verified-wikipedia-dev.json', trivia)
+  assert texts(tmp_path, 'triviaqa')[0].answers == ('Oak', 'Quercus')
+
+
 def test_bytes_that_are_no_text(tmp_path):
   (tmp_path / 'lambada_test.jsonl').write_bytes(b'\xff\xfe\x00')
   with pytest.raises(ValueError, match='not UTF-8'):
@@ -375,14 +480,7 @@ def test_bytes_that_are_no_text(tmp_path):
 
 
 def test_clinc150(tmp_path):
-  domains = {'home': ['dim_lights', 'clean'], 'work': ['mail']}
-  data = {
-    'train': [['turn it down', 'dim_lights'], ['write to Al', 'mail']],
-    'val': [['sweep', 'clean']],
-    'test': [['darker', 'dim_lights']],
-    'oos_test': [['who', 'oos']],
-  }
-  put(tmp_path, 'clinc150', {'domains.json': domains, 'data_full.json': data})
+  put(tmp_path, 'clinc150', CLINC)
   found = intents.read_clinc150(tmp_path)
   assert found == intents.Intents(
     train=(('turn it down', 0), ('write to Al', 2)),
@@ -394,7 +492,7 @@ def test_clinc150(tmp_path):
   (example,) = questions(tmp_path, 'clinc150')
   assert example.requests[0] == ('darker\nIntent:', ' dim lights')
   assert (len(example.requests), example.answer) == (3, 0)
-  data['test'] = [['darker', 'nothing']]
+  data = CLINC['data_full.json'] | {'test': [['darker', 'nothing']]}
   write(tmp_path, 'clinc150', 'data_full.json', data)
   with pytest.raises(ValueError, match="test 0: 'nothing' is no intent"):
     intents.read_clinc150(tmp_path)
@@ -433,11 +531,12 @@ def test_pairs_are_english_and_parted_by_their_source(tmp_path):
   pairs = [(f'kata {i}', f'the word {i}', '') for i in range(400)]
   pairs[5] = ('kata 5', 'kata itu tidak ada', 'the word is not there')
   pairs[6] = ('kata 5', 'again', '')  # a sentence that occurs twice
+  pairs[7] = ('kata 7', 'dia tidak ada', '')  # without a word of English
   dictionary(tmp_path, 'kalamang', pairs)
   found = translation.read_pairs('kalamang', tmp_path)
   assert [len(x) for x in (found.test, found.validation)] == [150, 150]
   everything = found.train + found.validation + found.test
-  assert len(set(everything)) == len(dict(everything)) == 399
+  assert len(set(everything)) == len(dict(everything)) == 398
   assert dict(everything)['kata 5'] == 'the word is not there'
   # Where a pair belongs does not depend on the order of the file.
   dictionary(tmp_path, 'kalamang', [*pairs[:5], *pairs[:4:-1]])
@@ -468,6 +567,12 @@ def test_chrf_is_that_of_sacrebleu_and_of_its_definition():
   expected = CHRF().corpus_score(outputs, [references]).score / 100
   assert translation.corpus_chrf(outputs, references) == expected
   assert 0 < expected < 1
+
+
+def test_scores_ask_for_sacrebleu(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'sacrebleu.metrics', None)
+  with pytest.raises(ImportError, match=r"pip install 'hope-jax\[tasks\]'"):
+    translation.corpus_chrf(['a'], ['a'])
 
 
 # --------------------------------------------------- what is here, and fetching
@@ -522,6 +627,28 @@ def test_published_files(name, number):
   folder = pathlib.Path(folder)
   assert published.state(folder, name) == 'as published'
   assert len(DATA_TASKS[name].read(folder)) == number
+
+
+@pytest.mark.slow
+def test_published_splits():
+  folder = os.environ.get('HOPE_DATA')
+  assert folder, 'HOPE_DATA=FOLDER must name the folder of the data sets'
+  folder = pathlib.Path(folder)
+  sizes = []
+  for read in (intents.read_clinc150, intents.read_banking77):
+    found = read(folder)
+    sizes.append([len(x) for x in (found.train, found.validation, found.test)])
+    assert sorted(sum(found.groups, ())) == list(range(len(found.classes)))
+  assert sizes == [[15000, 3000, 4500], [10003, 0, 3080]]
+  for name, rows_of_file, train in (
+    ('kalamang', 1763, 1458),
+    ('teop', 9582, 9103),
+  ):
+    path = files.find(folder, name, 'examples.csv')
+    assert len(files.csv_rows(path)) == rows_of_file
+    found = translation.read_pairs(name, folder)
+    sizes = [len(x) for x in (found.train, found.validation, found.test)]
+    assert sizes == [train, 150, 150]
 
 
 def test_the_page_names_every_data_set():

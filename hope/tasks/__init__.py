@@ -2,8 +2,8 @@
 
 An example is a function of its index alone. `hope.tasks.task` says what a file
 holds; `data.source='synthetic:NAME'` trains on a task. TEXT_TASKS are answered
-by generation; `hope.tasks.text` says what their files hold. `DATA_TASKS` of
-`hope.tasks.datasets` are read from files.
+by generation; `hope.tasks.text` says what their files hold. DATA_TASKS are read
+from files.
 """
 
 from hope.tasks import (
@@ -22,6 +22,7 @@ from hope.tasks import (
   remapping,
   symbols,
 )
+from hope.tasks.datasets import DATA_TASKS
 from hope.tasks.task import (
   METRICS,
   Example,
@@ -41,6 +42,7 @@ from hope.tasks.text import (
 )
 
 __all__ = [
+  'DATA_TASKS',
   'METRICS',
   'TASKS',
   'TEXT_TASKS',

@@ -13,8 +13,9 @@ Prompts are those of lm-evaluation-harness 0.4, so that numbers compare:
               (Sakaguchi et al., 2019, arXiv:1907.10641)
   hellaswag   'ACTIVITY: CONTEXT', with the marks of its WikiHow texts taken
               out (Zellers et al., 2019, arXiv:1905.07830)
-  boolq       'PASSAGE\nQuestion: QUESTION?\nAnswer:', 'no' or 'yes'
-              (Clark et al., 2019, arXiv:1905.10044)
+  boolq       'TITLE -- PASSAGE\nQuestion: QUESTION?\nAnswer:', 'no' or 'yes'
+              (Clark et al., 2019, arXiv:1905.10044; the harness reads it from
+              SuperGLUE, which puts the title before the passage)
 
 Each choice follows after a space.
 """
@@ -38,10 +39,6 @@ def _example(
     contexts = [contexts] * len(choices)
   pairs = zip(contexts, choices, strict=True)
   return ChoiceExample(tuple(Request(c, f' {x}') for c, x in pairs), answer)
-
-
-def _rows(name: str, file: str, folder: pathlib.Path):
-  return files.json_lines(files.find(folder, name, file))
 
 
 def _lambada(place: str, row: dict[str, Any]) -> ChoiceExample:
@@ -85,7 +82,7 @@ def clean_hellaswag(text: str) -> str:
 def _hellaswag(place: str, row: dict[str, Any]) -> ChoiceExample:
   first, second = value(place, row, 'ctx_a'), value(place, row, 'ctx_b')
   activity = value(place, row, 'activity_label')
-  endings = value(place, row, 'endings', list)
+  endings = files.strings(place, row, 'endings')
   answer = value(place, row, 'label', object)
   return _example(
     clean_hellaswag(f'{activity}: {first} {second.capitalize()}'),
@@ -97,12 +94,11 @@ def _hellaswag(place: str, row: dict[str, Any]) -> ChoiceExample:
 
 
 def _boolq(place: str, row: dict[str, Any]) -> ChoiceExample:
-  passage, question = (
-    value(place, row, 'passage'),
-    value(place, row, 'question'),
+  title, passage, question = (
+    value(place, row, key) for key in ('title', 'passage', 'question')
   )
   return _example(
-    f'{passage}\nQuestion: {question}?\nAnswer:',
+    f'{title} -- {passage}\nQuestion: {question}?\nAnswer:',
     ['no', 'yes'],
     int(value(place, row, 'answer', bool)),
   )
@@ -115,7 +111,8 @@ def _read_rows(
   folder: pathlib.Path,
 ) -> list[ChoiceExample]:
   """Examples of a file whose lines hold their answers."""
-  return [example(place, row) for place, row in _rows(name, file, folder)]
+  path = files.find(folder, name, file)
+  return files.some([example(*row) for row in files.json_lines(path)], path)
 
 
 def _read_labelled(
@@ -127,7 +124,8 @@ def _read_labelled(
   folder: pathlib.Path,
 ) -> list[ChoiceExample]:
   """Examples of a file whose labels stand in a file beside it."""
-  rows = _rows(name, f'{stem}.jsonl', folder)
+  path = files.find(folder, name, f'{stem}.jsonl')
+  rows = files.some(list(files.json_lines(path)), path)
   path = files.find(folder, name, f'{stem}-labels.lst')
   found = []
   for (place, row), answer in zip(

@@ -1,5 +1,6 @@
 """Files of published data, read with errors that name them."""
 
+from collections.abc import Iterator
 import csv
 import json
 import pathlib
@@ -33,16 +34,20 @@ def text(path: pathlib.Path) -> str:
     raise ValueError(f'{path} is not UTF-8: {error}.') from None
 
 
+def _parse(place: str, content: str) -> Any:
+  try:
+    return json.loads(content)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{place} is not JSON: {error}.') from None
+
+
 def json_file(path: pathlib.Path) -> Any:
   """The value of a JSON file.
 
   Raises:
     ValueError: if it is none.
   """
-  try:
-    return json.loads(text(path))
-  except json.JSONDecodeError as error:
-    raise ValueError(f'{path} is not JSON: {error}.') from None
+  return _parse(str(path), text(path))
 
 
 def json_object(path: pathlib.Path) -> dict[str, Any]:
@@ -57,28 +62,36 @@ def json_object(path: pathlib.Path) -> dict[str, Any]:
   return found
 
 
-def json_lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+def _numbered(path: pathlib.Path) -> Iterator[tuple[str, str]]:
+  """(place, line) of the lines that are not blank, read one at a time.
+
+  Only a line feed ends a line: JSON may hold the other separators of Unicode.
+  """
+  with path.open(encoding='utf-8-sig', newline='\n') as file:
+    try:
+      for number, line in enumerate(file, start=1):
+        if line.strip():
+          yield f'{path}, line {number}', line
+    except UnicodeDecodeError as error:
+      raise ValueError(f'{path} is not UTF-8: {error}.') from None
+
+
+def json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """The objects of a file of a JSON object per line; blank lines are left out.
 
-  Returns:
+  A line is read at a time: the file of Natural Questions holds gigabytes.
+
+  Yields:
     (place, object) of each; the place names file and line, for errors.
 
   Raises:
-    ValueError: for a line that is no JSON object, or a file without any.
+    ValueError: for a line that is no JSON object.
   """
-  found = []
-  for number, line in enumerate(text(path).splitlines(), start=1):
-    if not line.strip():
-      continue
-    place = f'{path}, line {number}'
-    try:
-      value = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise ValueError(f'{place} is not JSON: {error}.') from None
+  for place, line in _numbered(path):
+    value = _parse(place, line)
     if not isinstance(value, dict):
       raise ValueError(f'{place} is {type(value).__name__}, not an object.')
-    found.append((place, value))
-  return _some(found, path)
+    yield place, value
 
 
 def csv_rows(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
@@ -101,21 +114,17 @@ def csv_rows(path: pathlib.Path) -> list[tuple[str, dict[str, str]]]:
         found.append((place, row))
     except (csv.Error, UnicodeDecodeError) as error:
       raise ValueError(f'{path} is not CSV in UTF-8: {error}.') from None
-  return _some(found, path)
+  return some(found, path)
 
 
-def lines(path: pathlib.Path) -> list[str]:
-  """The lines of a file, without blanks at their ends.
+def some(found: list, path: pathlib.Path) -> list:
+  """What was read from a file.
 
   Raises:
-    ValueError: if there is none.
+    ValueError: if that is nothing.
   """
-  return _some([x.strip() for x in text(path).splitlines()], path)
-
-
-def _some(found: list, path: pathlib.Path) -> list:
   if not found:
-    raise ValueError(f'{path} is empty.')
+    raise ValueError(f'{path} holds no example.')
   return found
 
 
@@ -132,6 +141,19 @@ def value(place: str, row: Any, key: str, kind: type = str) -> Any:
       f'{place}: {key!r} is {row[key]!r:.60}, not {kind.__name__}.'
     )
   return row[key]
+
+
+def strings(place: str, row: Any, key: str) -> list[str]:
+  """`row[key]`, a list of strings.
+
+  Raises:
+    ValueError: naming the place, the key and what is there.
+  """
+  found = value(place, row, key, list)
+  for item in found:
+    if not isinstance(item, str):
+      raise ValueError(f'{place}: {key!r} holds {item!r:.60}, not a string.')
+  return found
 
 
 def one_of(place: str, name: str, given: Any, allowed: list) -> int:
@@ -151,7 +173,7 @@ def labels(path: pathlib.Path, rows: list, allowed: list[str]) -> list[int]:
   Raises:
     ValueError: for another number of lines, or another label.
   """
-  found = lines(path)
+  found = [x.strip() for x in text(path).splitlines()]
   if len(found) != len(rows):
     raise ValueError(f'{path} has {len(found)} lines for {len(rows)} rows.')
   return [

@@ -51,9 +51,7 @@ def read_clinc150(folder: pathlib.Path) -> Intents:
   path = files.find(folder, 'clinc150', 'data_full.json')
   domains_path = files.find(folder, 'clinc150', 'domains.json')
   domains, data = files.json_object(domains_path), files.json_object(path)
-  names = [
-    files.value(str(domains_path), domains, domain, list) for domain in domains
-  ]
+  names = [files.strings(str(domains_path), domains, x) for x in domains]
   classes = [name for group in names for name in group]
   index = {name: i for i, name in enumerate(classes)}
   if len(index) != len(classes):
@@ -70,7 +68,7 @@ def read_clinc150(folder: pathlib.Path) -> Intents:
       ):
         raise ValueError(f'{place} is {row!r:.60}, not [query, intent].')
       found.append((row[0], _label(place, row[1], index)))
-    return tuple(found)
+    return tuple(files.some(found, path))
 
   return Intents(
     train=split('train'),
@@ -89,7 +87,11 @@ def read_banking77(folder: pathlib.Path) -> Intents:
   """
   path = files.find(folder, 'banking77', 'categories.json')
   classes = files.json_file(path)
-  if not isinstance(classes, list) or len(set(map(str, classes))) != 77:
+  if not (
+    isinstance(classes, list)
+    and all(isinstance(x, str) for x in classes)
+    and len(classes) == len(set(classes)) == 77
+  ):
     raise ValueError(f'{path} is not a list of 77 different names.')
   index = {name: i for i, name in enumerate(classes)}
 

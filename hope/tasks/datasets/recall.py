@@ -10,7 +10,8 @@ rows of SWDE and FDA end in a cue of their own.
 published alternatives of other sets, any.
 `Choice:` the document of Natural Questions is the long answer, and that of
 TriviaQA the first page of its evidence. Questions without a short answer, or
-without a page, are left out.
+without a page, are left out, and so are blank aliases of an answer, which any
+output would contain.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,13 +35,20 @@ def contains_all(output: str, example: TextExample) -> float:
   return float(all(x.lower() in output.lower() for x in example.answers))
 
 
-def _example(text: str, question: str, answers: Sequence[str]) -> TextExample:
-  return TextExample(lambda: iter([text]), question, tuple(answers), ())
+def _example(
+  place: str, text: str, question: str, answers: Sequence[str]
+) -> TextExample:
+  if not all(x.strip() for x in answers):
+    raise ValueError(f'{place}: an answer is blank; any output contains it.')
+  pieces = functools.partial(iter, (text,))
+  return TextExample(pieces, question, tuple(dict.fromkeys(answers)), ())
 
 
-def _asked(document: str, question: str, answers: Sequence[str]) -> TextExample:
+def _asked(
+  place: str, document: str, question: str, answers: Sequence[str]
+) -> TextExample:
   text = f'{document.strip()}\nQuestion: {question.strip()}\nAnswer:'
-  return _example(text, question, list(dict.fromkeys(answers)))
+  return _example(place, text, question, answers)
 
 
 def _squad(name: str, file: str, folder: pathlib.Path) -> list[TextExample]:
@@ -57,34 +65,38 @@ def _squad(name: str, file: str, folder: pathlib.Path) -> list[TextExample]:
         texts = [value(place, answer, 'text') for answer in answers]
         if not texts:
           raise ValueError(f'{place}: a question has no answer.')
-        found.append(
-          _asked(document, value(place, question, 'question'), texts)
-        )
-  return found
+        asked = value(place, question, 'question')
+        found.append(_asked(place, document, asked, texts))
+  return files.some(found, path)
 
 
 def _cued(name: str, folder: pathlib.Path) -> list[TextExample]:
   """Rows with a text that ends in a cue, and the value that follows."""
-  rows = files.json_lines(files.find(folder, name, f'{name}.jsonl'))
-  return [
+  path = files.find(folder, name, f'{name}.jsonl')
+  found = [
     _example(
+      place,
       value(place, row, 'text').strip(),
       str(row.get('key', '')),
       [value(place, row, 'value').strip()],
     )
-    for place, row in rows
+    for place, row in files.json_lines(path)
   ]
+  return files.some(found, path)
 
 
 def _drop_answers(place: str, answer: dict[str, Any]) -> list[str]:
-  """A number, spans, or a date."""
-  if number := str(answer.get('number', '')):
+  """A number, spans, or a date; what an answer lacks may be left out."""
+  answer = {'number': '', 'spans': [], 'date': {}} | answer
+  if number := value(place, answer, 'number'):
     return [number]
-  if spans := answer.get('spans'):
-    return [str(x) for x in spans]
-  date = answer.get('date') or {}
-  parts = [date.get(key) for key in ('day', 'month', 'year')]
-  if text := ' '.join(str(x) for x in parts if x):
+  if spans := files.strings(place, answer, 'spans'):
+    return spans
+  date = {'day': '', 'month': '', 'year': ''} | value(
+    place, answer, 'date', dict
+  )
+  parts = [value(place, date, key) for key in ('day', 'month', 'year')]
+  if text := ' '.join(x for x in parts if x):
     return [text]
   raise ValueError(f'{place}: an answer has no number, no span and no date.')
 
@@ -99,8 +111,9 @@ def _drop(folder: pathlib.Path) -> list[TextExample]:
     for pair in value(place, passage, 'qa_pairs', list):
       answers = _drop_answers(place, value(place, pair, 'answer', dict))
       question = value(place, pair, 'question')
-      found.append(_asked(value(place, passage, 'passage'), question, answers))
-  return found
+      document = value(place, passage, 'passage')
+      found.append(_asked(place, document, question, answers))
+  return files.some(found, path)
 
 
 def _tokens(place: str, row: dict[str, Any]) -> list[str]:
@@ -128,9 +141,9 @@ def _spans(
 
 
 def _nq(folder: pathlib.Path) -> list[TextExample]:
-  file = 'v1.0-simplified_nq-dev-all.jsonl'
+  path = files.find(folder, 'nq', 'v1.0-simplified_nq-dev-all.jsonl')
   found = []
-  for place, row in files.json_lines(files.find(folder, 'nq', file)):
+  for place, row in files.json_lines(path):
     tokens = _tokens(place, row)
 
     def text(span: dict[str, Any], tokens=tokens, place=place) -> str:
@@ -143,8 +156,8 @@ def _nq(folder: pathlib.Path) -> list[TextExample]:
       answers = [x for x in answers if x and x in document]
       if answers:
         question = value(place, row, 'question_text')
-        found.append(_asked(document, question, answers))
-  return found
+        found.append(_asked(place, document, question, answers))
+  return files.some(found, path)
 
 
 def _triviaqa(folder: pathlib.Path) -> list[TextExample]:
@@ -160,10 +173,12 @@ def _triviaqa(folder: pathlib.Path) -> list[TextExample]:
     page = value(place, pages[0], 'Filename')
     document = files.text(files.find(path.parent, 'evidence/wikipedia', page))
     answer = value(place, row, 'Answer', dict)
+    aliases = files.strings(place, answer, 'Aliases')
     answers = [value(place, answer, 'Value')]
-    answers += value(place, answer, 'Aliases', list)
-    found.append(_asked(document, value(place, row, 'Question'), answers))
-  return found
+    answers += [x for x in aliases if x.strip()]
+    question = value(place, row, 'Question')
+    found.append(_asked(place, document, question, answers))
+  return files.some(found, path)
 
 
 def _task(

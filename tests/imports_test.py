@@ -24,7 +24,7 @@ FLOORS = (
   ('training',),
   ('trained', 'profiling'),
   ('commands',),
-  ('main', 'generate', 'evaluate', 'describe'),
+  ('main', 'generate', 'evaluate', 'describe', 'datasets'),
   ('throughput', 'aot', 'accelerator', 'compare'),
   ('',),  # the face
 )

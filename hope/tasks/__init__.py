@@ -1,8 +1,9 @@
-"""Generated tasks: a file for each, and a line here.
+"""Tasks: a file for each, and a line here.
 
 An example is a function of its index alone. `hope.tasks.task` says what a file
 holds; `data.source='synthetic:NAME'` trains on a task. TEXT_TASKS are answered
-by generation; `hope.tasks.text` says what their files hold.
+by generation; `hope.tasks.text` says what their files hold. DATA_TASKS are read
+from files.
 """
 
 from hope.tasks import (
@@ -21,6 +22,7 @@ from hope.tasks import (
   remapping,
   symbols,
 )
+from hope.tasks.datasets import DATA_TASKS
 from hope.tasks.task import (
   METRICS,
   Example,
@@ -40,6 +42,7 @@ from hope.tasks.text import (
 )
 
 __all__ = [
+  'DATA_TASKS',
   'METRICS',
   'TASKS',
   'TEXT_TASKS',

@@ -18,6 +18,7 @@ from hope.tasks import (
   needles,
   permutations,
   recall,
+  records,
   remapping,
   symbols,
 )
@@ -75,4 +76,5 @@ TASKS: dict[str, Task] = {
 TEXT_TASKS: dict[str, TextTask] = {
   **babilong.TASKS,
   **needles.TASKS,
+  **records.TASKS,
 }

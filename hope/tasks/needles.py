@@ -16,7 +16,7 @@ with the same probability; other needles have depths among 40 evenly spaced
 points, no two the same. Keys are distinct, and so are values.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import re
@@ -24,7 +24,7 @@ import uuid
 
 import numpy as np
 
-from hope.tasks.text import TextExample, TextOptions, TextTask
+from hope.tasks.text import TextExample, TextOptions, TextTask, largest
 
 # Tokens of an answer, for which a prompt leaves room.
 ANSWER_TOKENS = 128
@@ -141,17 +141,6 @@ def _pieces(
   yield answer
 
 
-def _largest(fits: Callable[[int], bool]) -> int:
-  """The largest number that fits, by binary search; -1 if 0 does not."""
-  low, high = -1, 0
-  while fits(high):
-    low, high = high, 2 * high + 1
-  while high - low > 1:
-    middle = (low + high) // 2
-    low, high = (middle, high) if fits(middle) else (low, middle)
-  return low
-
-
 def _generate(
   kind: _Kind, rng: np.random.Generator, options: TextOptions
 ) -> TextExample:
@@ -184,7 +173,7 @@ def _generate(
     tokens = options.count(''.join(pieces(number)))
     return tokens + ANSWER_TOKENS <= options.size
 
-  number = _largest(fits)
+  number = largest(fits)
   if number < 0:
     raise ValueError(
       f'{options.size} tokens cannot hold the needles, the question and '

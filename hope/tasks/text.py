@@ -19,6 +19,17 @@ def count_words(text: str) -> int:
   return len(text.split())
 
 
+def largest(fits: Callable[[int], bool]) -> int:
+  """The largest number that fits, by binary search; -1 if 0 does not."""
+  low, high = -1, 0
+  while fits(high):
+    low, high = high, 2 * high + 1
+  while high - low > 1:
+    middle = (low + high) // 2
+    low, high = (middle, high) if fits(middle) else (low, middle)
+  return low
+
+
 @dataclasses.dataclass(frozen=True)
 class TextOptions:
   """From what an example is made, and how long it is.

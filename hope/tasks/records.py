@@ -231,12 +231,74 @@ _PAPERS = _World(
 # -------------------------------------------------------------------- examples
 
 
+@dataclasses.dataclass(frozen=True)
+class _Records:
+  """What the records of an example say.
+
+  Attributes:
+    subjects: [records], whom each is of.
+    values: int [fields, records], which of a field's values each has.
+    texts: [records], the records as they are read.
+  """
+
+  subjects: list[str]
+  values: np.ndarray
+  texts: list[str]
+
+
+def _draw(world: _World, rng: np.random.Generator) -> _Records:
+  """Records of different subjects, no two of the same value of a field."""
+  firsts, lasts = world.subjects
+  drawn = rng.choice(len(firsts) * len(lasts), RECORDS, replace=False)
+  subjects = [
+    f'{firsts[i // len(lasts)]} {lasts[i % len(lasts)]}' for i in drawn
+  ]
+  values = np.stack(
+    [rng.choice(len(x.values), RECORDS, replace=False) for x in world.fields]
+  )
+  texts = []
+  for subject, of_subject in zip(subjects, values.T, strict=True):
+    said = [
+      field.sentence.format(field.values[value])
+      for field, value in zip(world.fields, of_subject, strict=True)
+    ]
+    heading = world.heading.format(subject)
+    texts.append(
+      ' '.join([heading, *(said[i] for i in rng.permutation(len(said)))])
+    )
+  return _Records(subjects, values, texts)
+
+
+def _ask(
+  world: _World, compared: bool, rng: np.random.Generator, records: _Records
+) -> tuple[str, list[str], int]:
+  """(question, continuations, which of them is right)."""
+  right, other = rng.choice(RECORDS, 2, replace=False)
+  subject, by = records.subjects[right], -1
+  if compared:
+    by = rng.choice([i for i, x in enumerate(world.fields) if x.orders])
+    of_field = records.values[by]
+    said = world.fields[by].orders[int(of_field[right] > of_field[other])]
+    pair = sorted((subject, records.subjects[other]))
+    subject = f'the one of {pair[0]} and {pair[1]} that {said}'
+  asked = rng.choice([i for i in range(len(world.fields)) if i != by])
+  field = world.fields[asked]
+  # The other one of two is always among the wrong choices.
+  left = [i for i in range(RECORDS) if i not in (right, other)]
+  wrong = [other, *rng.choice(left, CHOICES - 2, replace=False)]
+  chosen = [wrong[i] for i in rng.permutation(CHOICES - 1)]
+  answer = int(rng.integers(CHOICES))
+  chosen.insert(answer, right)
+  continuations = [f' {field.values[i]}' for i in records.values[asked][chosen]]
+  return field.question.format(subject), continuations, answer
+
+
 def _context(
   records: Sequence[str],
   question: str,
   sentences: Sequence[str],
   start: int,
-  gaps: np.ndarray,
+  depths: np.ndarray,
   number: int,
 ) -> str:
   """Records with `number` sentences among them, and the question.
@@ -246,11 +308,11 @@ def _context(
     question: behind them.
     sentences: read round from `start`.
     start: a place in `sentences`.
-    gaps: float [records], ascending, the share of the sentences that stands
-      before each record.
+    depths: float [records], ascending, in [0, 1): the share of the sentences
+      that stands before each record.
     number: of sentences.
   """
-  before = np.floor(gaps * (number + 1)).astype(int).tolist()
+  before = np.floor(depths * (number + 1)).astype(int).tolist()
   parts, told = [], 0
   for i in range(number + 1):
     while told < len(records) and before[told] == i:
@@ -271,50 +333,13 @@ def _generate(
 
   It holds the context with any one of the continuations.
   """
-  firsts, lasts = world.subjects
-  drawn = rng.choice(len(firsts) * len(lasts), RECORDS, replace=False)
-  subjects = [
-    f'{firsts[i // len(lasts)]} {lasts[i % len(lasts)]}' for i in drawn
-  ]
-  # Of a field and a record: which of the field's values.
-  values = [
-    rng.choice(len(x.values), RECORDS, replace=False) for x in world.fields
-  ]
-  records = []
-  for i, subject in enumerate(subjects):
-    said = [
-      field.sentence.format(field.values[of_field[i]])
-      for field, of_field in zip(world.fields, values, strict=True)
-    ]
-    said = [said[j] for j in rng.permutation(len(said))]
-    records.append(' '.join([world.heading.format(subject), *said]))
-
-  ordered = [i for i, x in enumerate(world.fields) if x.orders]
-  right, other = rng.choice(RECORDS, 2, replace=False)
-  subject, by = subjects[right], -1
-  if compared:
-    by = int(rng.choice(ordered))
-    later = int(values[by][right] > values[by][other])
-    pair = sorted((subjects[right], subjects[other]))
-    subject = (
-      f'the one of {pair[0]} and {pair[1]} that '
-      f'{world.fields[by].orders[later]}'
-    )
-  asked = rng.choice([i for i in range(len(world.fields)) if i != by])
-  field = world.fields[asked]
-  # The other of two is always among the wrong choices.
-  left = [i for i in range(RECORDS) if i not in (right, other)]
-  wrong = [other, *rng.choice(left, CHOICES - 2, replace=False)]
-  answer = int(rng.integers(CHOICES))
-  chosen = [wrong[i] for i in rng.permutation(CHOICES - 1)]
-  chosen.insert(answer, right)
-  continuations = [f' {field.values[values[asked][i]]}' for i in chosen]
-
-  sentences = [x for x in options.sentences if x.strip()]
+  records = _draw(world, rng)
+  question, continuations, answer = _ask(world, compared, rng, records)
+  sentences = options.sentences
   context = functools.partial(
     _context,
-    records,
-    field.question.format(subject),
+    records.texts,
+    question,
     sentences,
     int(rng.integers(max(1, len(sentences)))),
     np.sort(rng.random(RECORDS)),
@@ -324,7 +349,8 @@ def _generate(
     text = context(number)
     return all(options.count(text + x) <= options.size for x in continuations)
 
-  number = largest(fits) if sentences else fits(0) - 1
+  some = any(map(str.strip, sentences))
+  number = largest(fits) if some else fits(0) - 1
   if number < 0:
     raise ValueError(
       f'{options.size} tokens cannot hold {RECORDS} records, a question and '

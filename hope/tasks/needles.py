@@ -3,13 +3,15 @@
 Hsieh et al., 2024 (arXiv:2404.06654): sentences that give keys their values,
 the needles, stand in a long text, and a question at its end asks for values.
 
-  name    haystack    needles                    values
-  s1      repetition  one                        7 digits
-  s2      sentences   one                        7 digits
-  s3      sentences   one                        UUID
-  mk1     sentences   four keys, one asked for   7 digits
-  mv      sentences   four values of a key       7 digits
-  mq      sentences   four keys, all asked for   7 digits
+  name     haystack    needles                    values
+  s1       repetition  one                        7 digits
+  s2       sentences   one                        7 digits
+  s3_uuid  sentences   one                        UUID
+  mk1      sentences   four keys, one asked for   7 digits
+  mv       sentences   four values of a key       7 digits
+  mq       sentences   four keys, all asked for   7 digits
+
+`s3_uuid` is RULER's third; `s3` is a task of permutations.
 
 `Choice:` in a repetition, a needle stands at any boundary of the repeated line
 with the same probability; other needles have depths among 40 evenly spaced
@@ -225,7 +227,7 @@ def solve(text: str) -> str:
 _KINDS = {
   's1': _Kind(noise=True),
   's2': _Kind(),
-  's3': _Kind(value='uuid'),
+  's3_uuid': _Kind(value='uuid'),
   'mk1': _Kind(keys=4),
   'mv': _Kind(values=4),
   'mq': _Kind(keys=4, queries=4),

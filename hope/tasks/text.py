@@ -35,8 +35,8 @@ class TextOptions:
   """From what an example is made, and how long it is.
 
   Attributes:
-    size: how much a prompt holds at most: words, or tokens of `count`; the
-      task says which.
+    size: how much a prompt holds at most, in tokens of `count`; the task says
+      what that counts beside it.
     sentences: background, in order; read again from its first sentence where
       a prompt needs more. Tasks that make their own background leave it out.
     count: text -> tokens of the model's tokenizer.

@@ -1,13 +1,18 @@
 """Training on tasks of text: rows, streams, sizes, backgrounds, and a run."""
 
+import re
+
 from conftest import write_texts
 import numpy as np
 import pytest
 
+import hope
 from hope.config import base_config
 from hope.data import open_data
 from hope.data.background import open_background
+from hope.run import metrics
 from hope.tasks import TEXT_TASKS
+from hope.training import loop
 
 SEPARATOR = 256
 
@@ -225,3 +230,50 @@ def test_other_refusals():
   config.evals.longer = (600,)
   with pytest.raises(ValueError, match=r'600 must be above 640.*data\.seq_len'):
     open_data(config).longer_batches()
+
+
+# ----------------------------------------------------------------------- a run
+
+
+def trained(workdir, steps):
+  """A small model after some steps on needles, and its metrics."""
+  config = make_config('s1', 512, min_size=480)
+  config.model.pattern = 'attention+swiglu'
+  config.model.num_layers, config.model.width = 1, 32
+  config.model.num_heads = 2
+  config.model.attention.max_context = 512
+  config.compute.remat = False
+  config.optimizer.learning_rate, config.optimizer.warmup_steps = 0.01, 2
+  config.train.steps = config.evals.every = steps
+  loop.run(config, str(workdir))
+  (held,) = (x for x in metrics.read_metrics(workdir) if x['kind'] == 'eval')
+  return hope.load(workdir), held
+
+
+def test_a_run_reports_its_metrics_and_can_be_asked(tmp_path):
+  model, held = trained(tmp_path / 'run', steps=2)
+  assert 0 <= held['accuracy'] <= 1 and held['exact_match'] == 0
+  found = model.evaluate()
+  for name in ('loss', 'accuracy', 'exact_match'):
+    assert found[name] == pytest.approx(held[name], rel=1e-5)
+  assert 'bits_per_byte' in model.evaluate('Here we go. There and back again.')
+  text = model.generate('What is the number?', tokens=4, temperature=0)
+  assert text.startswith('What is the number?') and len(text) > 19
+
+
+@pytest.mark.slow
+def test_a_run_learns_what_answers_look_like(tmp_path):
+  """A space, seven digits and a newline, of which two are always known.
+
+  Digits cost ln 10 each at least where none is recalled, the first one ln 9.
+  """
+  model, held = trained(tmp_path / 'run', steps=600)
+  floor = (np.log(9) + 6 * np.log(10)) / 9
+  assert floor - 0.1 < held['loss'] < floor + 0.3  # ln 257 = 5.5 at the start
+  assert held['accuracy'] > 2 / 9
+  data = open_data(make_config('s1', 512))
+  (batch, *_) = data.eval_batches()
+  prompt, answer, _ = next(rows([batch]))
+  prompt = prompt.removesuffix(answer[:-1])
+  text = model.generate(prompt, tokens=9, temperature=0)
+  assert re.fullmatch(r' [1-9]\d{6}\n', text.removeprefix(prompt))

@@ -8,20 +8,28 @@ says that the answer ends. The separator of documents fills the rest.
 `data.task.predict_prompt` it is on every token of training rows, as MAD has it.
 The answer is what the task's solver says, so that several values come in the
 order of the prompt. Prompt and answer are encoded apart, as they are where a
-model goes on from the prompt.
+model goes on from the prompt. Held-out rows are of another stream, and equal
+rows of training by chance alone.
 """
+
+import functools
+import re
 
 import ml_collections
 import numpy as np
 
 from hope.data.background import Background
-from hope.data.tokenization import Tokenizer
+from hope.data.tokenization import ByteTokenizer, Tokenizer
 from hope.tasks import TEXT_TASKS, Example, TextExample, TextOptions
 
 MARK = '\n'
 # Draws of which all must fit a row before a run starts, and of which one must
 # later: what an example needs differs a little from one to the next.
-_TRIES = 100
+_TRIES = 20
+# Between sentences, before the white space that most encodings split at too.
+_BETWEEN = re.compile(r'(?<=[.!?])(?=\s)')
+# Sentences whose numbers of tokens are kept.
+_KEPT = 2**16
 
 
 class TextDraw:
@@ -49,6 +57,7 @@ class TextDraw:
     options = config.data.task
     self._task, self._tokenizer = TEXT_TASKS[name], tokenizer
     self._sentences = background.sentences
+    self._of_sentence = functools.lru_cache(_KEPT)(self._encoded)
     self._predict_prompt = options.predict_prompt
     self._seq_len = config.data.seq_len
     self._longest = options.max_size or self._seq_len
@@ -122,4 +131,13 @@ class TextDraw:
       given -= excess
 
   def _count(self, text: str) -> int:
+    """Tokens of a text, sentence by sentence: texts are counted many times.
+
+    The tokens of the whole may be a few more or less; `_fit` sees to that.
+    """
+    if isinstance(self._tokenizer, ByteTokenizer):
+      return len(text.encode())
+    return sum(map(self._of_sentence, _BETWEEN.split(text)))
+
+  def _encoded(self, text: str) -> int:
     return len(self._tokenizer.encode(text, strict=False))

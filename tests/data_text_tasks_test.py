@@ -162,12 +162,14 @@ def test_a_file_of_tokens(tmp_path, text):
 
 def test_sentences_of_files(tmp_path):
   (tmp_path / 'b').mkdir()
-  (tmp_path / 'b' / 'one.txt').write_text('One  is\nhere. Two? "No."  \n')
+  (tmp_path / 'b' / 'one.txt').write_text(
+    'One  is\nhere. Two? "No."  \n \nA title\n\n'
+  )
   (tmp_path / 'a.txt').write_text('Zero is 0.5! And')
   (tmp_path / 'c.md').write_text('Not read.')
   found = open_background(str(tmp_path))
   assert found.sentences == (
-    *('Zero is 0.5!', 'And', 'One is here.', 'Two?', '"No."'),
+    *('Zero is 0.5!', 'And', 'One is here.', 'Two?', '"No."', 'A title'),
   )
   again = open_background(f'{tmp_path}/**/*.txt')
   assert again == found and found.fingerprint

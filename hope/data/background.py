@@ -1,7 +1,7 @@
 """The sentences in which tasks of text hide what they ask for.
 
-`Choice:` a sentence ends behind '.', '!' or '?' and white space, and white
-space within it is a single space.
+`Choice:` a sentence ends behind '.', '!' or '?' and white space, or at an empty
+line; white space within it becomes a space.
 """
 
 import glob
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from hope.data.content import fingerprint
 from hope.data.files import matching_files
 
-_END = re.compile(r'(?<=[.!?])\s+')
+_END = re.compile(r'(?<=[.!?])\s+|\n\s*\n')
 
 
 class Background(NamedTuple):
@@ -48,7 +48,8 @@ def open_background(path: str | None) -> Background:
     pattern = os.path.join(glob.escape(pattern), '**', '*.txt')
   try:
     found = [pattern] if os.path.isfile(pattern) else matching_files(pattern)
-    texts = [pathlib.Path(x).read_text('utf-8') for x in sorted(set(found))]
+    paths = sorted(set(map(pathlib.Path, found)))
+    texts = [path.read_text('utf-8') for path in paths]
   except UnicodeError as error:
     raise ValueError(
       f'{given}: not a path, or a file that is not UTF-8 ({error}); give files '

@@ -208,7 +208,8 @@ class TrainedModel:
     losses = scores.losses[:, counted].astype(np.float64)
     loss = float(losses.mean())
     bytes_per_token = None
-    if isinstance(text, str | bytes) and not data_lib.is_synthetic(self.config):
+    numbers = self.tokenizer.document_separator is None
+    if isinstance(text, str | bytes) and not numbers:
       raw = text.encode() if isinstance(text, str) else text
       sizes = self.tokenizer.sizes(raw, tokens[0])[counted]
       bytes_per_token = float(sizes.sum()) / losses.size

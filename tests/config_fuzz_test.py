@@ -49,7 +49,8 @@ VALUES = (
 MORE = {
   'data.source': (
     *('text:', 'text:[', 'text:**', 'text:/none/*', 'tfds:', 'tfds:none'),
-    *('synthetic:', 'synthetic:none', 'synthetic:symbols', 'stdlib:x'),
+    *('synthetic:', 'synthetic:none', 'synthetic:symbols', 'synthetic:s1'),
+    'stdlib:x',
   ),
   'data.tokenizer': ('bpe:', 'bpe:/none', 'bpe-train:', 'bpe-train:-1'),
   'optimizer.options': ('b1', 'b1=', 'b1=b1', 'b1=0.1,b1=0.2', 'nesterov=1'),

@@ -88,7 +88,7 @@ def test_a_story_that_fills_the_prompt_stands_alone():
 
 
 def test_sizes_and_sources_that_hold_no_prompt_are_refused():
-  with pytest.raises(ValueError, match='A prompt of 5 words cannot hold'):
+  with pytest.raises(ValueError, match='A prompt of 5 tokens cannot hold'):
     _example('qa1', 0, size=5)
   options = TextOptions(300, ('Too short a sentence.',))
   with pytest.raises(ValueError, match='None of the 1 background sentences'):

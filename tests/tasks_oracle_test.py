@@ -7,7 +7,7 @@ from conftest import ROOT
 import numpy as np
 import pytest
 
-from hope.tasks import TASKS, Example, Least, chomsky, recall
+from hope.tasks import TASKS, TEXT_TASKS, Example, Least, chomsky, recall
 from hope.tasks import __main__ as table
 
 SEEDS = 1000
@@ -72,6 +72,18 @@ def test_scores_are_those_that_are_stated(name):
   else:
     # Of 1,000 independent examples.
     assert abs(constant - chance) <= 4 * np.sqrt(chance * (1 - chance) / SEEDS)
+
+
+@pytest.mark.parametrize('name', list(TEXT_TASKS))
+def test_scores_of_tasks_of_text_are_those_that_are_stated(name):
+  oracle, constant, chance = table.text_scores(TEXT_TASKS[name])
+  assert oracle == 1
+  deviation = np.sqrt(chance * (1 - chance) / table._TEXT_EXAMPLES)
+  assert abs(constant - chance) <= 4 * deviation
+
+
+def test_every_name_is_of_one_task():
+  assert not TASKS.keys() & TEXT_TASKS.keys()
 
 
 def test_only_symbols_has_no_oracle():
@@ -200,12 +212,13 @@ def test_memorization_shows_no_value():
 
 def test_the_table_has_a_row_for_each_task(capsys, monkeypatch):
   monkeypatch.setattr(table, '_EXAMPLES', 20)
+  monkeypatch.setattr(table, '_TEXT_EXAMPLES', 20)
   table.main()
   shown = capsys.readouterr().out
-  for name, task in TASKS.items():
+  for name, task in (TASKS | TEXT_TASKS).items():
     (row,) = (line for line in shown.splitlines() if f' {name} ' in line)
     assert ('none' if task.solve is None else '100.0%') in row
-  assert len(shown.splitlines()) == len(TASKS) + 4
+  assert len(shown.splitlines()) == len(TASKS) + len(TEXT_TASKS) + 4
 
 
 def test_the_task_of_the_page():

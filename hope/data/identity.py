@@ -4,6 +4,7 @@ from typing import Any
 
 import ml_collections
 
+from hope.data.background import Background
 from hope.data.packing import alignment
 from hope.data.sources import Corpus
 from hope.data.tokenization import Tokenizer
@@ -13,12 +14,13 @@ def run_identity(
   config: ml_collections.ConfigDict,
   tokenizer: Tokenizer,
   corpus: Corpus | None,
+  background: Background | None = None,
 ) -> dict[str, Any]:
   """Returns what two starts must share to be the same run, as JSON values.
 
   The settings of the data, the seed, and hashes of what decides the tokens: the
-  tokenizer and the documents (None for a generated task). It is the same on
-  every process and every machine.
+  tokenizer, the documents (None for a generated task) and, of tasks of text,
+  the background. It is the same on every process and every machine.
   """
   identity = config.data.to_dict() | {
     'seed': config.seed,
@@ -26,6 +28,8 @@ def run_identity(
     'content of the tokenizer': tokenizer.fingerprint(),
     'content of the documents': corpus and corpus.fingerprint,
   }
+  if background is not None:
+    identity['content of the background'] = background.fingerprint
   if config.data.segments:
     identity['alignment'] = alignment(config)
   return identity

@@ -39,7 +39,12 @@ class Data:
     self.tokenizer = open_tokenizer(config, workdir, self._corpus)
     self.vocab_size = self.tokenizer.vocab_size
     self._config = config
-    self._options = {'corpus': self._corpus, 'rows': rows}
+    self._background = generated.background(config)
+    self._options = {
+      'corpus': self._corpus,
+      'background': self._background,
+      'rows': rows,
+    }
 
   @functools.cached_property
   def identity(self) -> dict[str, Any]:
@@ -47,7 +52,9 @@ class Data:
 
     It is in every position of `train_iterator`.
     """
-    return run_identity(self._config, self.tokenizer, self._corpus)
+    return run_identity(
+      self._config, self.tokenizer, self._corpus, self._background
+    )
 
   def documents(self, split: str) -> Iterator[tuple[str, bytes]]:
     """Yields name and text of the documents of 'train' or 'heldout'."""

@@ -3,7 +3,7 @@
 import dataclasses
 
 from hope.fields import field
-from hope.tasks import TASKS
+from hope.tasks import TASKS, TEXT_TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,12 +13,14 @@ class DataOptions:
   source: str = field(
     'stdlib',
     "'stdlib' (sources and documentation of the running Python), 'text:GLOB', "
-    f"'tfds:NAME[:SPLIT]' or 'synthetic:TASK' ({', '.join(TASKS)}).",
+    "'tfds:NAME[:SPLIT]' or 'synthetic:TASK' "
+    f'({", ".join([*TASKS, *TEXT_TASKS])}).',
   )
   tokenizer: str = field(
     'byte',
     "'byte', 'bpe:FILE' (a tokenizer.json) or 'bpe-train:SIZE' (trained on the "
-    'training documents, kept in the workdir).',
+    'training documents, kept in the workdir). Tasks of text take the first '
+    'two, other synthetic tasks none.',
   )
   seq_len: int = field(
     256, 'Length of a sequence.', unit='tokens', minimum=1, maximum=2**24

@@ -19,6 +19,7 @@ import ml_collections
 import numpy as np
 
 from hope.data import dealing, generated, sources
+from hope.data.background import Background
 from hope.data.encoding import TrainingTokens, heldout_tokens
 from hope.data.identity import run_identity
 from hope.data.packing import Packing
@@ -184,6 +185,7 @@ def train_iterator(
   tokenizer: Tokenizer,
   *,
   corpus: sources.Corpus | None = None,
+  background: Background | None = None,
   rows: Sequence[int] | None = None,
 ) -> BatchIterator:
   """Returns endless shuffled batches of the training data.
@@ -194,16 +196,18 @@ def train_iterator(
 
   Args:
     config: The run's configuration.
-    tokenizer: Encodes the documents; synthetic tasks do not use it.
+    tokenizer: Encodes the documents; of synthetic tasks, those of text use it.
     corpus: The opened `data.source`. None: opens it.
+    background: Of a task of text, the opened `data.task.text`. None: opens it.
     rows: The rows of each batch that this process reads. None: all.
 
   Raises:
     ValueError: The data or its settings cannot make a batch.
   """
   rows, batch_size = _rows(config, rows), config.data.batch_size
+  background = background or generated.background(config)
   if is_synthetic(config):
-    source = generated.TaskSource(config, 'train')
+    source = generated.TaskSource(config, 'train', tokenizer, background)
     examples, lanes = grain.MapDataset.source(source), batch_size
 
     def lane(number: int) -> grain.IterDataset:
@@ -229,7 +233,8 @@ def train_iterator(
     dataset = grain.experimental.ThreadPrefetchIterDataset(
       dataset, prefetch_buffer_size=config.reading.ahead
     )
-  return BatchIterator(dataset, run_identity(config, tokenizer, corpus))
+  identity = run_identity(config, tokenizer, corpus, background)
+  return BatchIterator(dataset, identity)
 
 
 class Heldout(NamedTuple):
@@ -253,6 +258,7 @@ def heldout_batches(
   num_batches: int,
   *,
   corpus: sources.Corpus | None = None,
+  background: Background | None = None,
   rows: Sequence[int] | None = None,
 ) -> Heldout:
   """Returns held-out batches, always the same, and the text of their targets.
@@ -267,6 +273,7 @@ def heldout_batches(
     num_batches: Batches wanted. Fewer come, with a warning, where the held-out
       documents do not fill them.
     corpus: The opened `data.source`. None: opens it.
+    background: Of a task of text, the opened `data.task.text`. None: opens it.
     rows: The rows of each batch that this process reads. None: all.
 
   Raises:
@@ -276,7 +283,7 @@ def heldout_batches(
   rows = _rows(config, rows)
   wanted = num_batches * config.data.batch_size
   if is_synthetic(config):
-    source = generated.TaskSource(config, 'heldout')
+    source = generated.TaskSource(config, 'heldout', tokenizer, background)
     examples = [source[i] for i in range(wanted)]
     whole = {k: np.stack([e[k] for e in examples]) for k in examples[0]}
     text = None

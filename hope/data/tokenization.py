@@ -16,6 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from hope.data import sources
 from hope.data.content import fingerprint
+from hope.tasks import TEXT_TASKS
 
 _KINDS = ('byte', 'bpe:FILE', 'bpe-train:SIZE')
 # Tokens that end a document, by the names that published tokenizers use.
@@ -301,7 +302,9 @@ def open_tokenizer(
       size too small or larger than the training documents can fill, or it
       differs from the one that the workdir has.
   """
-  if config.data.source.startswith('synthetic:'):
+  kind, _, task = config.data.source.partition(':')
+  generated = kind == 'synthetic'
+  if generated and task not in TEXT_TASKS:
     return NumberTokenizer(config.data.task.vocab_size)
   kind, _, rest = config.data.tokenizer.partition(':')
   if kind == 'byte' and not rest:
@@ -315,6 +318,12 @@ def open_tokenizer(
         f'data.tokenizer={config.data.tokenizer!r}: the size must be a number '
         f'from {_SMALLEST_BPE} (256 bytes and the document separator) to '
         f'{_LARGEST_BPE}; try bpe-train:4096.'
+      )
+    if generated:
+      raise ValueError(
+        f'data.tokenizer={config.data.tokenizer}: data.source='
+        f'{config.data.source} has no documents to train it on; give byte or '
+        'bpe:FILE.'
       )
     return _trained_bpe(config, int(rest), workdir, corpus)
   raise ValueError(

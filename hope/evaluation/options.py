@@ -16,7 +16,8 @@ class EvalsOptions:
   longer: tuple[int, ...] = field(
     (),
     'Ends of further bins of lengths that are evaluated, of tasks with '
-    'data.task.max_length: after 50, (100, 200) is 51 to 100 and 101 to 200.',
+    'data.task.max_length: after 50, (100, 200) is 51 to 100 and 101 to 200. '
+    'Of tasks of text, in tokens, after data.seq_len.',
     minimum=1,
     maximum=2**20,
     length=(0, 16),

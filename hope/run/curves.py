@@ -8,10 +8,10 @@ import pathlib
 import re
 from typing import Any
 
-from matplotlib import cm, colors, figure, ticker
+from matplotlib import cm, colors, ticker
 import numpy as np
 
-from hope.run import metrics
+from hope.run import drawing, metrics
 
 # Metrics that `draw_curves` knows, with the labels of their axes. The first
 # of the first two that a run has gets the upper panel.
@@ -20,11 +20,6 @@ _LABELS = {
   'loss': 'loss (nats per token)',
   'accuracy': 'accuracy',
 }
-_INK = '#30343f'
-_MUTED = '#8a8f9c'
-_TRAIN = '#3b6fb6'
-_HELDOUT = '#d1603d'
-_LEGEND = {'frameon': False, 'fontsize': 8, 'labelcolor': _INK}
 
 
 def _series(
@@ -57,23 +52,27 @@ def _draw_metric(axes, records, name: str, x_name: str) -> None:
   if np.isfinite(y).any():
     faint = len(y) >= 100
     if faint:
-      axes.plot(x, y, color=_TRAIN, alpha=0.25, linewidth=0.8)
+      axes.plot(x, y, color=drawing.BLUE, alpha=0.25, linewidth=0.8)
     axes.plot(
-      x, _smooth(y) if faint else y, color=_TRAIN, linewidth=1.6, label='train'
+      x,
+      _smooth(y) if faint else y,
+      color=drawing.BLUE,
+      linewidth=1.6,
+      label='train',
     )
   x, y = _series(records, 'eval', name, x_name)
   finite = y[np.isfinite(y)]
   if finite.size:
     label = f'held-out, last {finite[-1]:.3f}'
     style = {'marker': 'o', 'markersize': 4, 'linewidth': 1.6}
-    axes.plot(x, y, color=_HELDOUT, label=label, **style)
+    axes.plot(x, y, color=drawing.RED, label=label, **style)
   axes.set_ylabel(_LABELS[name])
 
 
 def _draw_baselines(axes, baselines: Mapping[str, float]) -> None:
   """Draws lines with their names to the right, none upon another."""
   for value in baselines.values():
-    axes.axhline(value, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.axhline(value, color=drawing.MUTED, linewidth=1, linestyle=(0, (4, 3)))
   low, high = axes.get_ylim()
   below = -math.inf
   for name, value in sorted(baselines.items(), key=lambda item: item[1]):
@@ -85,7 +84,7 @@ def _draw_baselines(axes, baselines: Mapping[str, float]) -> None:
       xytext=(5, 0),
       textcoords='offset points',
       verticalalignment='center',
-      color=_MUTED,
+      color=drawing.MUTED,
       fontsize=8,
     )
 
@@ -110,7 +109,7 @@ def _draw_layers(
   layers = sorted(points)
   norm = colors.Normalize(layers[0], max(layers[-1], layers[0] + 1))
   palette = colors.LinearSegmentedColormap.from_list(
-    'layers', ['#9ecae1', _TRAIN, '#16244f']
+    'layers', ['#9ecae1', drawing.BLUE, '#16244f']
   )
   for layer in layers:
     color = palette(norm(layer))
@@ -122,12 +121,12 @@ def _draw_layers(
   if len(layers) > 6:
     beside = axes.inset_axes((1.03, 0, 0.025, 1))
     bar = axes.figure.colorbar(cm.ScalarMappable(norm, palette), cax=beside)
-    bar.set_label('layer', color=_INK, fontsize=8)
-    bar.ax.tick_params(colors=_INK, labelsize=8, length=0)
+    bar.set_label('layer', color=drawing.INK, fontsize=8)
+    bar.ax.tick_params(colors=drawing.INK, labelsize=8, length=0)
     bar.locator = ticker.MaxNLocator(integer=True)
     bar.outline.set_visible(False)
   else:
-    axes.legend(loc='upper left', bbox_to_anchor=(1, 1), **_LEGEND)
+    axes.legend(loc='upper left', bbox_to_anchor=(1, 1), **drawing.LEGEND)
 
 
 def _style(axes, x_label: str) -> None:
@@ -136,32 +135,12 @@ def _style(axes, x_label: str) -> None:
   The x axis is named below the panels of the last row alone.
   """
   if axes.get_subplotspec().is_last_row():
-    axes.set_xlabel(x_label, color=_INK)
-  axes.yaxis.label.set_color(_INK)
-  axes.title.set(color=_INK, fontsize=9)
-  axes.yaxis.label.set_fontsize(9)
-  axes.xaxis.label.set_fontsize(9)
-  axes.tick_params(colors=_INK, labelsize=8, length=0)
-  axes.grid(color='#e6e8ee', linewidth=0.8)
+    axes.set_xlabel(x_label)
+  drawing.style(axes)
+  axes.grid(color=drawing.GRID, linewidth=0.8)
   axes.set_axisbelow(True)
-  axes.spines[:].set_visible(False)
   axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=''))
   axes.margins(x=0.01)
-
-
-def _new_picture(height: float) -> figure.Figure:
-  """Returns an empty picture, 9 inches wide."""
-  picture = figure.Figure(figsize=(9, height), dpi=150, layout='constrained')
-  picture.set_layout_engine('constrained', w_pad=0.12, h_pad=0.1)
-  return picture
-
-
-def _save(picture: figure.Figure, path: pathlib.Path) -> pathlib.Path:
-  """Writes a picture beside its name and renames it; returns the path."""
-  temporary = path.with_name(f'{path.name}.tmp')
-  picture.savefig(temporary, format='png')
-  temporary.replace(path)
-  return path
 
 
 def _keys(records: list[dict[str, Any]]) -> dict[str, None]:
@@ -200,7 +179,7 @@ def draw_curves(
     )
   x_name = 'tokens' if 'tokens' in keys else 'step'
   heights = [4.2] + [1.8] * (len(names) - 1)
-  picture = _new_picture(sum(heights))
+  picture = drawing.new_picture(sum(heights))
   panels = picture.subplots(
     len(names), squeeze=False, sharex=True, height_ratios=heights
   )[:, 0]
@@ -208,9 +187,9 @@ def draw_curves(
     _draw_metric(axes, records, name, x_name)
     if axes is panels[0]:
       _draw_baselines(axes, baselines or {})
-    axes.legend(**_LEGEND)
+    axes.legend(**drawing.LEGEND)
     _style(axes, x_name if x_name == 'tokens' else 'steps')
-  return _save(picture, pathlib.Path(workdir) / 'curves.png')
+  return drawing.save(picture, pathlib.Path(workdir) / 'curves.png')
 
 
 def draw_memories(workdir: str | os.PathLike[str]) -> pathlib.Path | None:
@@ -243,7 +222,7 @@ def draw_memories(workdir: str | os.PathLike[str]) -> pathlib.Path | None:
   # Memories from top to bottom; what a memory holds is left of what it writes.
   memories = sorted({name.split('/')[0] for name in quantities})
   kinds = sorted({name.split('/')[1] for name in quantities})
-  picture = _new_picture(2.2 * len(memories))
+  picture = drawing.new_picture(2.2 * len(memories))
   panels = picture.subplots(
     len(memories), len(kinds), squeeze=False, sharex=True
   )
@@ -255,7 +234,7 @@ def draw_memories(workdir: str | os.PathLike[str]) -> pathlib.Path | None:
       )
       axes.set_title(f'{_title(memory)}: {kind.replace("_", " ")}')
       _style(axes, x_name if x_name == 'tokens' else 'steps')
-  return _save(picture, pathlib.Path(workdir) / 'memories.png')
+  return drawing.save(picture, pathlib.Path(workdir) / 'memories.png')
 
 
 # Points of a curve at most: inner losses vary from token to token.
@@ -309,7 +288,7 @@ def draw_inner_losses(
   memories = sorted(points, key=lambda name: (name != 'memory', name))
   odd = [memories[0]] * (len(memories) % 2)
   grid = np.array(odd + memories).reshape(-1, 2).tolist()
-  picture = _new_picture(0.6 + 2 * len(grid))
+  picture = drawing.new_picture(0.6 + 2 * len(grid))
   panels = picture.subplot_mosaic(grid, sharex=True)
   for memory in memories:
     axes = panels[memory]
@@ -320,8 +299,10 @@ def draw_inner_losses(
   picture.suptitle(
     'A memory that learns within a sequence: its own loss falls as it reads\n'
     '(in steps: measured at the state at the start of each chunk)',
-    color=_INK,
+    color=drawing.INK,
     fontsize=9,
   )
-  picture.supylabel('inner loss on held-out data', color=_INK, fontsize=9)
-  return _save(picture, path.with_suffix('.png'))
+  picture.supylabel(
+    'inner loss on held-out data', color=drawing.INK, fontsize=9
+  )
+  return drawing.save(picture, path.with_suffix('.png'))

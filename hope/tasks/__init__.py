@@ -19,6 +19,7 @@ from hope.tasks import (
   needles,
   permutations,
   recall,
+  records,
   remapping,
   symbols,
 )
@@ -78,4 +79,5 @@ TASKS: dict[str, Task] = {
 TEXT_TASKS: dict[str, TextTask] = {
   **babilong.TASKS,
   **needles.TASKS,
+  **records.TASKS,
 }

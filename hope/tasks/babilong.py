@@ -104,14 +104,14 @@ def _background(options: TextOptions, start: int) -> Iterator[str]:
       )
 
 
-def _fitting(options: TextOptions, start: int, words: int) -> int:
-  """How many sentences of the background hold at most `words` words."""
+def _fitting(options: TextOptions, start: int, tokens: int) -> int:
+  """How many sentences of the background hold at most so many tokens."""
   number = 0
-  if words < _LEAST_WORDS:
+  if tokens < _LEAST_WORDS:
     return number
   for sentence in _background(options, start):
-    words -= count_words(sentence)
-    if words < 0:
+    tokens -= options.count(f'{sentence} ')
+    if tokens < 0:
       break
     number += 1
   return number
@@ -142,12 +142,15 @@ def _generate(
   rng: np.random.Generator,
   options: TextOptions,
 ) -> TextExample:
-  """An example; `options.size` is in words, of the whole prompt."""
+  """An example; `options.size` is in tokens of `options.count`.
+
+  It holds the prompt; pieces are counted one by one.
+  """
   facts, question, answer = story(rng)
-  needed = sum(map(count_words, [*facts, question]))
+  needed = sum(options.count(f'{x} ') for x in facts) + options.count(question)
   if needed > options.size:
     raise ValueError(
-      f'A prompt of {options.size} words cannot hold a story of {needed}. '
+      f'A prompt of {options.size} tokens cannot hold a story of {needed}. '
       'Give a larger size.'
     )
   start = int(rng.integers(max(1, len(options.sentences))))

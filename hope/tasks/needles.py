@@ -3,20 +3,22 @@
 Hsieh et al., 2024 (arXiv:2404.06654): sentences that give keys their values,
 the needles, stand in a long text, and a question at its end asks for values.
 
-  name    haystack    needles                    values
-  s1      repetition  one                        7 digits
-  s2      sentences   one                        7 digits
-  s3      sentences   one                        UUID
-  mk1     sentences   four keys, one asked for   7 digits
-  mv      sentences   four values of a key       7 digits
-  mq      sentences   four keys, all asked for   7 digits
+  name     haystack    needles                    values
+  s1       repetition  one                        7 digits
+  s2       sentences   one                        7 digits
+  s3_uuid  sentences   one                        UUID
+  mk1      sentences   four keys, one asked for   7 digits
+  mv       sentences   four values of a key       7 digits
+  mq       sentences   four keys, all asked for   7 digits
+
+`s3_uuid` is RULER's third; `s3` is a task of permutations.
 
 `Choice:` in a repetition, a needle stands at any boundary of the repeated line
 with the same probability; other needles have depths among 40 evenly spaced
 points, no two the same. Keys are distinct, and so are values.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import re
@@ -24,7 +26,7 @@ import uuid
 
 import numpy as np
 
-from hope.tasks.text import TextExample, TextOptions, TextTask
+from hope.tasks.text import TextExample, TextOptions, TextTask, largest
 
 # Tokens of an answer, for which a prompt leaves room.
 ANSWER_TOKENS = 128
@@ -141,17 +143,6 @@ def _pieces(
   yield answer
 
 
-def _largest(fits: Callable[[int], bool]) -> int:
-  """The largest number that fits, by binary search; -1 if 0 does not."""
-  low, high = -1, 0
-  while fits(high):
-    low, high = high, 2 * high + 1
-  while high - low > 1:
-    middle = (low + high) // 2
-    low, high = (middle, high) if fits(middle) else (low, middle)
-  return low
-
-
 def _generate(
   kind: _Kind, rng: np.random.Generator, options: TextOptions
 ) -> TextExample:
@@ -184,7 +175,7 @@ def _generate(
     tokens = options.count(''.join(pieces(number)))
     return tokens + ANSWER_TOKENS <= options.size
 
-  number = _largest(fits)
+  number = largest(fits)
   if number < 0:
     raise ValueError(
       f'{options.size} tokens cannot hold the needles, the question and '
@@ -236,7 +227,7 @@ def solve(text: str) -> str:
 _KINDS = {
   's1': _Kind(noise=True),
   's2': _Kind(),
-  's3': _Kind(value='uuid'),
+  's3_uuid': _Kind(value='uuid'),
   'mk1': _Kind(keys=4),
   'mv': _Kind(values=4),
   'mq': _Kind(keys=4, queries=4),

@@ -44,6 +44,32 @@ class TaskOptions:
     minimum=0,
     below=1,
   )
+  text: str | None = field(
+    None,
+    'Background of a task of text: a file, a folder of files *.txt, or a glob. '
+    'None: none.',
+  )
+  min_size: int | None = field(
+    None,
+    'Least size of a row of a task of text, which prompt, answer and mark fill '
+    'as far as whole sentences do. Sizes are drawn evenly from it to max_size. '
+    'None: max_size.',
+    unit='tokens',
+    minimum=1,
+    maximum=2**24,
+  )
+  max_size: int | None = field(
+    None,
+    'Largest size of such a row. None: data.seq_len.',
+    unit='tokens',
+    minimum=1,
+    maximum=2**24,
+  )
+  predict_prompt: bool = field(
+    False,
+    'Whether training on a task of text also predicts the prompt. False: the '
+    'answer and its mark alone, like evaluations.',
+  )
   examples: int | None = field(
     None,
     'Training examples, which come in another order in each epoch. None: '

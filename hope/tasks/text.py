@@ -19,13 +19,24 @@ def count_words(text: str) -> int:
   return len(text.split())
 
 
+def largest(fits: Callable[[int], bool]) -> int:
+  """The largest number that fits, by binary search; -1 if 0 does not."""
+  low, high = -1, 0
+  while fits(high):
+    low, high = high, 2 * high + 1
+  while high - low > 1:
+    middle = (low + high) // 2
+    low, high = (middle, high) if fits(middle) else (low, middle)
+  return low
+
+
 @dataclasses.dataclass(frozen=True)
 class TextOptions:
   """From what an example is made, and how long it is.
 
   Attributes:
-    size: how much a prompt holds at most: words, or tokens of `count`; the
-      task says which.
+    size: how much a prompt holds at most, in tokens of `count`; the task says
+      what that counts beside it.
     sentences: background, in order; read again from its first sentence where
       a prompt needs more. Tasks that make their own background leave it out.
     count: text -> tokens of the model's tokenizer.

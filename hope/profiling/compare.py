@@ -163,7 +163,8 @@ _COLUMNS = (
 
 def show(found: dict[str, dict[str, Any]], console: rich.console.Console):
   """Prints a row for each model."""
-  table = rich.table.Table('model', box=rich.box.SIMPLE_HEAD)
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+  table.add_column('model', no_wrap=True)
   columns = [x for x in _COLUMNS if x[1] in next(iter(found.values()))]
   for name, *_ in columns:
     table.add_column(name, justify='right')
@@ -253,7 +254,7 @@ def main(values: flags.FlagValues) -> None:
   """Compares what the flags say, keeps it and prints it."""
   command_line.check_output(values.json)
   devices.use_all_cores()
-  console = rich.console.Console(width=160, highlight=False)
+  console = rich.console.Console(width=180, highlight=False)
   if values.length:
     grown = growth.measure(_at_lengths(values), values.rounds)
     _keep(values.json, grown, growth.draw)

@@ -68,10 +68,10 @@ def show(
   """Prints a row for each model."""
   lengths = [row['seq_len'] for row in next(iter(found.values()))]
   table = rich.table.Table(
-    'model',
     box=rich.box.SIMPLE_HEAD,
     title=f'Cost of a token, as a multiple of that at {lengths[0]:,} tokens',
   )
+  table.add_column('model', no_wrap=True)
   for what in ('time', 'memory'):
     for x in lengths[1:]:
       table.add_column(f'{what} at {x:,}', justify='right')

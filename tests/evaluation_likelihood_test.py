@@ -24,7 +24,7 @@ WORDS = 'the memory learns slowly and the kernel forgets what it read '
 BAR = 1e-3
 
 
-def tiny_model(mixer='titans', tokenizer=None, seed=0):
+def tiny_model(mixer='delta', tokenizer=None, seed=0):
   """A byte model whose predictions are far from even."""
   tokenizer = tokenizer or ByteTokenizer()
   config = hope.base_config()
@@ -32,7 +32,7 @@ def tiny_model(mixer='titans', tokenizer=None, seed=0):
   config.model.attention.max_context = 4096
   config.model.num_layers, config.model.width = 1, 16
   config.model.num_heads, config.seed = 1, seed
-  config.model.logit_scale = 3.0
+  config.model.tied_head, config.model.logit_scale = False, 3.0
   config.model.cms.periods = (1, 3)
   titans = config.model.titans
   titans.chunk_size = titans.projection_chunk_size = 8
@@ -84,12 +84,12 @@ def check(model, requests, batch=4):
 
 
 def test_rows_of_all_lengths_are_token_by_token_sums(model):
-  lengths = (1, 3, 15, 16, 17, 31, 32, 33, 40, 59)
+  lengths = (1, 15, 16, 17, 31, 33, 59)
   rows = [Request(WORDS[:n].rstrip(), WORDS[n : n + 7]) for n in lengths]
   check(model, [*rows, Request(WORDS[2:9], WORDS[9:44])])
 
 
-@pytest.mark.parametrize('mixer', ['attention', 'delta', 'mamba'])
+@pytest.mark.parametrize('mixer', ['attention', 'titans', 'mamba'])
 @pytest.mark.slow
 def test_other_mixers(mixer):
   rows = [Request(WORDS[:n], ' ' + WORDS[:5]) for n in (3, 33, 50)]
@@ -124,12 +124,20 @@ def test_a_shared_context_is_read_once(model, monkeypatch):
 def test_the_batch_changes_nothing(model):
   rows = [Request(WORDS[:n], WORDS[n : n + 5]) for n in range(4, 50, 3)]
   first, *others = (
-    likelihood.log_likelihoods(model, rows, batch) for batch in (1, 3, 16)
+    likelihood.log_likelihoods(model, rows, batch) for batch in (1, 3)
   )
   for found in others:
     for x, y in zip(first, found, strict=True):
       assert x.log_probability == pytest.approx(y.log_probability, abs=BAR)
       assert x.greedy == y.greedy
+
+
+class Latin(ByteTokenizer):
+  """Each byte is a letter, so that whatever a model writes is a text."""
+
+  def encode(self, text, *, strict=True):
+    """The letters' numbers."""
+    return super().encode(text.encode('latin-1'), strict=strict)
 
 
 def test_what_the_model_writes_is_greedy(model):
@@ -138,10 +146,12 @@ def test_what_the_model_writes_is_greedy(model):
   new = hope.sampling.generate(
     model.graph, model.params, prompt, 4, temperature=0.0
   )[0]
-  text = bytes(int(x) for x in new).decode('ascii', errors='strict')
+  assert new.max() < 256
+  text = bytes(new.tolist()).decode('latin-1')
   other = text[:-1] + chr(ord(text[-1]) ^ 1)
   found = likelihood.log_likelihoods(
-    model, [Request('the memory', text), Request('the memory', other)]
+    model._replace(tokenizer=Latin()),
+    [Request('the memory', text), Request('the memory', other)],
   )
   assert [x.greedy for x in found] == [True, False]
 

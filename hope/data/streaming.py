@@ -27,7 +27,7 @@ def tokens_in_pieces(
     ValueError: as `Tokenizer.encode`.
   """
   kept = np.zeros(0, np.int32)
-  for part in _parts(tokenizer, texts):
+  for part in parts(tokenizer, texts):
     kept = np.concatenate([kept, tokenizer.encode(part)])
     whole = len(kept) - len(kept) % size
     for start in range(0, whole, size):
@@ -36,8 +36,8 @@ def tokens_in_pieces(
   yield kept
 
 
-def _parts(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[str]:
-  """Yields the text in parts that may be encoded apart."""
+def parts(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[str]:
+  """Yields the text in parts that may be encoded apart; see the module."""
   waiting: list[str] = []
   letters, enough = 0, _LETTERS
   for text in texts:

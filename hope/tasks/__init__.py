@@ -81,3 +81,5 @@ TEXT_TASKS: dict[str, TextTask] = {
   **needles.TASKS,
   **records.TASKS,
 }
+
+DATA_TASKS: dict[str, DataTask] = {}

@@ -120,7 +120,7 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
   batches = [put(batch) for batch in batches]
   longer = {name: [put(b) for b in found] for name, found in longer.items()}
   update = step_lib.train_step(graph, config, abstract)
-  evaluate = step_lib.eval_step(graph, mesh)
+  evaluate = step_lib.eval_step(graph, mesh, data.metric)
   tokens = config.data.batch_size * config.data.seq_len
   leader = multihost.is_leader()
   writer = MetricsWriter(

@@ -1,0 +1,261 @@
+"""Examples of text that are to be evaluated, and how they are scored."""
+
+from collections.abc import Callable, Iterator, Sequence
+import functools
+import hashlib
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hope.data.tokenization import Tokenizer
+from hope.evaluation import generation, likelihood
+from hope.evaluation.generation import Ending, Keeper
+from hope.evaluation.intervals import Estimate, of_mean, of_share
+from hope.evaluation.language_model import LanguageModel, check_reads_text
+from hope.evaluation.specs import DATA_FIELDS, TEXT_FIELDS, Spec
+from hope.fields import shown
+from hope.tasks import (
+  DATA_TASKS,
+  TEXT_TASKS,
+  ChoiceExample,
+  DataTask,
+  TextExample,
+  TextOptions,
+  TextTask,
+)
+
+Example = TextExample | ChoiceExample
+# The stream that examples are drawn from: that of held-out examples, whatever
+# the seed of a run.
+_STREAM = (1, 0)
+# Batches whose examples are sorted by length together.
+_WINDOW = 8
+
+
+class TextSet(NamedTuple):
+  """Examples of a task.
+
+  Attributes:
+    task: how they are answered and scored.
+    example: index -> the example.
+    number: of examples.
+    identity: what the scores of an example depend on beside the model, as JSON
+      values: the task, its options and its data.
+  """
+
+  task: TextTask | DataTask
+  example: Callable[[int], Example]
+  number: int
+  identity: dict[str, Any]
+
+
+# ------------------------------------------------------------------- examples
+
+
+def background(path: str) -> tuple[str, ...]:
+  """Sentences of a file, or of all .txt files in a folder, in order of names.
+
+  `Choice:` a sentence ends behind '.', '!' or '?' and white space, or at an
+  empty line; white space within it becomes a space.
+
+  Raises:
+    ValueError: for a path that cannot be read as UTF-8 text, or has none.
+  """
+  place = pathlib.Path(path).expanduser()
+  sentences: list[str] = []
+  try:
+    files = sorted(place.rglob('*.txt')) if place.is_dir() else [place]
+    for file in files:
+      text = file.read_text(encoding='utf-8')
+      parts = re.split(r'(?<=[.!?])\s+|\n\s*\n', text)
+      sentences += filter(None, (' '.join(part.split()) for part in parts))
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
+    raise ValueError(f'text={shown(path)} cannot be read: {reason}.') from None
+  if not sentences:
+    raise ValueError(
+      f'text={shown(path)} holds no text; give a file with text, or '
+      'a folder with files whose names end in .txt.'
+    )
+  return tuple(sentences)
+
+
+def open_text_set(spec: Spec, tokenizer: Tokenizer) -> TextSet:
+  """Opens a task of TEXT_TASKS or DATA_TASKS; makes its first example.
+
+  Raises:
+    ValueError: for a model of numbers, data that are not there, or options from
+      which no example can be made; said of the spec.
+  """
+  try:
+    check_reads_text(tokenizer)
+    if spec.name in TEXT_TASKS:
+      return _drawn(spec, tokenizer)
+    return _from_files(spec)
+  except ValueError as error:
+    raise ValueError(f'task {shown(spec.text)}: {error}') from None
+
+
+def _drawn(spec: Spec, tokenizer: Tokenizer) -> TextSet:
+  """Of a TextTask."""
+  given = {k: stated.default for k, stated in TEXT_FIELDS.items()}
+  given |= spec.options
+  sentences = background(given['text']) if given['text'] is not None else ()
+  options = TextOptions(
+    given['size'], sentences, functools.partial(_count, tokenizer)
+  )
+  task = TEXT_TASKS[spec.name]
+
+  def draw(index: int) -> Example:
+    return task.generate(np.random.default_rng((*_STREAM, index)), options)
+
+  try:
+    draw(0)
+  except ImportError as error:
+    raise ValueError(str(error)) from None
+  except ValueError as error:
+    hint = '' if sentences else ' Background is what text=FILE names.'
+    raise ValueError(f'{error}{hint}') from None
+  identity = {
+    'task': spec.name,
+    'size': given['size'],
+    'data': _digest(sentences),
+    'tokenizer': tokenizer.fingerprint(),
+  }
+  return TextSet(task, draw, given['examples'], identity)
+
+
+def _count(tokenizer: Tokenizer, text: str) -> int:
+  return len(tokenizer.encode(text))
+
+
+def _from_files(spec: Spec) -> TextSet:
+  """Of a DataTask."""
+  given = {k: stated.default for k, stated in DATA_FIELDS.items()}
+  given |= spec.options
+  task = DATA_TASKS[spec.name]
+  if not given['folder']:
+    raise ValueError(f'give folder=FOLDER, with its files: {task.source}')
+  examples = task.read(pathlib.Path(given['folder']).expanduser())
+  if not examples:
+    raise ValueError(f'folder={shown(given["folder"])} has no example.')
+  identity = {'task': spec.name, 'data': _digest(_written(x) for x in examples)}
+  number = min(len(examples), given['examples'] or len(examples))
+  return TextSet(task, examples.__getitem__, number, identity)
+
+
+def _written(example: Example) -> str:
+  """All of an example, as a text."""
+  if isinstance(example, ChoiceExample):
+    return repr(example)
+  return repr((''.join(example.pieces()), example.question, example.answers))
+
+
+def _digest(texts: Sequence[str] | Iterator[str]) -> str:
+  """A hash of texts."""
+  found = hashlib.sha256()
+  for text in texts:
+    found.update(f'{len(text)} {text}'.encode(errors='surrogateescape'))
+  return found.hexdigest()
+
+
+# --------------------------------------------------------------------- scores
+
+
+def scores(
+  model: LanguageModel,
+  texts: TextSet,
+  *,
+  batch: int = 8,
+  done: Callable[[int], bool] = lambda index: False,
+  keeper: Callable[[Sequence[int]], Keeper] | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields (index, scores) of every example that is not done.
+
+  Which examples are computed beside each other does not depend on what is done,
+  so that an evaluation that goes on ends with the same scores.
+
+  Args:
+    model: that answers.
+    texts: the examples.
+    batch: rows that are computed at once.
+    done: whether an example is.
+    keeper: of the reading of the prompts of some examples, by their indices.
+      None: it is not kept.
+  """
+  window = _WINDOW * batch
+  for start in range(0, texts.number, window):
+    indices = range(start, min(start + window, texts.number))
+    if all(map(done, indices)):
+      continue
+    examples = [texts.example(i) for i in indices]
+    for group in _groups(model.tokenizer, examples, batch):
+      chosen = [indices[i] for i in group]
+      if all(map(done, chosen)):
+        continue
+      found = _answers(
+        model,
+        texts.task,
+        [examples[i] for i in group],
+        batch,
+        keeper(chosen) if keeper else None,
+      )
+      for index, values in zip(chosen, found, strict=True):
+        if not done(index):
+          yield index, values
+
+
+def _groups(
+  tokenizer: Tokenizer, examples: Sequence[Example], batch: int
+) -> Iterator[list[int]]:
+  """Indices of examples that are answered together."""
+  prompts = [x for x in examples if isinstance(x, TextExample)]
+  if prompts:
+    yield from generation.side_by_side(tokenizer, prompts, batch)
+  else:
+    yield list(range(len(examples)))
+
+
+def _answers(
+  model: LanguageModel,
+  task: TextTask | DataTask,
+  examples: Sequence[Example],
+  batch: int,
+  keeper: Keeper | None,
+) -> list[dict[str, Any]]:
+  """Scores of examples, by name; of prompts also the 'output'."""
+  prompts = [x for x in examples if isinstance(x, TextExample)]
+  if task.score is None:
+    choices = [x for x in examples if isinstance(x, ChoiceExample)]
+    return likelihood.answers(model, choices, batch)
+  ending = Ending(task.tokens, task.stop)
+  outputs = generation.write(model, prompts, ending, batch, keeper)
+  return [
+    {'accuracy': float(task.score(output, example)), 'output': output}
+    for output, example in zip(outputs, prompts, strict=True)
+  ]
+
+
+def results(found: Sequence[dict[str, Any]]) -> dict[str, Estimate]:
+  """The metrics of a task, by name, with their intervals.
+
+  Args:
+    found: scores of each example: those in [0, 1] give their mean, and
+      log-likelihoods the perplexity (`hope.evaluation.likelihood.perplexity`).
+  """
+  values = {}
+  for name in found[0]:
+    if name == 'output':
+      continue
+    of_examples = [float(scores[name]) for scores in found]
+    if name == 'log_likelihood':
+      mean = of_mean([-x for x in of_examples])
+      ends = [None if x is None else float(np.exp(x)) for x in mean[1:]]
+      value = likelihood.perplexity(of_examples)
+      values['perplexity'] = Estimate(value, *ends)
+    else:
+      mean = float(np.mean(of_examples))
+      values[name] = of_share(mean, len(of_examples))
+  return values

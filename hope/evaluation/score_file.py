@@ -78,15 +78,14 @@ class ScoreFile:
   def _parse(self, line: bytes) -> dict[str, Any]:
     try:
       record = json.loads(line)
-      intact = isinstance(record, dict) and type(record['example']) is int
-    except (ValueError, KeyError):
-      intact = False
-    if not intact:
-      raise ValueError(
-        f'{self.path} has a line that is no score of an example: '
-        f'{shown(line)}. Remove the file, to evaluate anew.'
-      )
-    return record
+    except ValueError:
+      record = None
+    if isinstance(record, dict) and type(record.get('example')) is int:
+      return record
+    raise ValueError(
+      f'{self.path} has a line that is no score of an example: '
+      f'{shown(line)}. Remove the file, to evaluate anew.'
+    )
 
   def _check(self, line: bytes, identity: dict[str, Any]) -> None:
     """Raises ValueError if the first line is not of this identity."""

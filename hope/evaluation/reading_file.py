@@ -20,7 +20,7 @@ from hope.fast_state import FastState
 # Pieces between two looks at the clock: what is dispatched runs ahead of it.
 _PIECES = 16
 # Seconds between two states that are kept.
-SECONDS = 60.0
+SECONDS = 30.0
 
 
 def keeper(

@@ -181,6 +181,7 @@ def test_a_single_request_gives_its_likelihood(model):
 
 def test_perplexity_is_by_example():
   assert likelihood.perplexity([-1.0, -3.0]) == pytest.approx(math.exp(2))
+  assert likelihood.perplexity([-1e4]) == math.inf
 
 
 def test_tokens_join_over_the_boundary_as_in_the_whole():

@@ -13,6 +13,7 @@ the first token of a document in training.
 
 from collections.abc import Iterable, Iterator, Sequence
 import math
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -143,8 +144,10 @@ def _score(
     state = fast_state.begin(graph, params, 1)
     context = rows[0].tokens[None, :common]
     state = fast_state.read(graph, params, context, state)
-    state = fast_state.of_rows(state, np.zeros(len(rows), np.int32))
-    read, height = common, len(rows)
+    # A power of two, so that few programs are compiled.
+    height = 1 << (len(rows) - 1).bit_length()
+    state = fast_state.of_rows(state, np.zeros(height, np.int32))
+    read = common
   else:
     # A single row is not worth the reading of a whole batch.
     read, height = 0, 1 if len(rows) == 1 else batch
@@ -222,9 +225,15 @@ def _answer(
 def perplexity(log_likelihoods: Iterable[float]) -> float:
   """exp of the mean negative log-likelihood of the examples.
 
-  By example and not by token, as in lm-evaluation-harness' LAMBADA.
+  By example and not by token, as in lm-evaluation-harness' LAMBADA; inf where
+  it is larger than a float.
 
   Args:
     log_likelihoods: nats.
   """
-  return math.exp(-float(np.mean(list(log_likelihoods))))
+  return exponential(-float(np.mean(list(log_likelihoods))))
+
+
+def exponential(value: float) -> float:
+  """e to the power of a value; inf where it is larger than a float."""
+  return math.exp(value) if value < math.log(sys.float_info.max) else math.inf

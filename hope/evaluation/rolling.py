@@ -16,6 +16,7 @@ from hope import fast_state
 from hope.data import streaming
 from hope.data.tokenization import Tokenizer
 from hope.evaluation.language_model import LanguageModel, check_reads_text
+from hope.evaluation.likelihood import exponential
 from hope.sampling import PIECE
 
 
@@ -38,7 +39,7 @@ class Part(NamedTuple):
     """Metrics by name, with bits_per_byte and the perplexity per token."""
     return {
       'loss': self.loss,
-      'perplexity': math.exp(self.loss),
+      'perplexity': exponential(self.loss),
       'accuracy': self.accuracy,
       'bits_per_byte': self.loss * self.tokens / math.log(2) / self.bytes,
       'tokens': self.tokens,

@@ -252,7 +252,9 @@ def results(found: Sequence[dict[str, Any]]) -> dict[str, Estimate]:
     of_examples = [float(scores[name]) for scores in found]
     if name == 'log_likelihood':
       mean = of_mean([-x for x in of_examples])
-      ends = [None if x is None else float(np.exp(x)) for x in mean[1:]]
+      ends = [
+        None if x is None else likelihood.exponential(x) for x in mean[1:]
+      ]
       value = likelihood.perplexity(of_examples)
       values['perplexity'] = Estimate(value, *ends)
     else:

@@ -1,11 +1,12 @@
 """BABILong of a million tokens: constant memory; kills that lose nothing."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 
-from conftest import ROOT, cpu_devices, write_texts
+from conftest import ROOT, write_texts
 import pytest
 
 import hope
@@ -20,6 +21,11 @@ from hope.training import step as step_lib
 pytestmark = pytest.mark.slow
 # Words of a prompt, and how many bytes, its tokens, it has at least.
 SIZES = {1_750: 10_000, 175_000: 1_000_000}
+# Unlike `cpu_devices`, with LLVM's optimisations: the texts are long.
+ENVIRONMENT = os.environ | {
+  'JAX_PLATFORMS': 'cpu',
+  'JAX_NUM_CPU_DEVICES': '1',
+}
 # Peak memory in KiB of a command, its arguments first.
 MEASURE = (
   'import resource, subprocess, sys\n'
@@ -99,7 +105,7 @@ def test_memory_does_not_grow_with_the_prompt(home):
         *arguments(home, size, f'scores_{size}'),
       ],
       cwd=ROOT,
-      env=cpu_devices(1),
+      env=ENVIRONMENT,
       capture_output=True,
       text=True,
       timeout=500,
@@ -113,7 +119,7 @@ def test_memory_does_not_grow_with_the_prompt(home):
 def test_kills_within_a_prompt_lose_nothing(home):
   (size,) = (x for x in SIZES if x > 10_000)
   command = [sys.executable, '-c', OFTEN]
-  options = {'cwd': ROOT, 'env': cpu_devices(1), 'stdout': subprocess.DEVNULL}
+  options = {'cwd': ROOT, 'env': ENVIRONMENT, 'stdout': subprocess.DEVNULL}
   subprocess.run(
     [*command, *arguments(home, size, 'whole')], check=True, **options
   )

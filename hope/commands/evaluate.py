@@ -210,14 +210,20 @@ def _tasks(model: Any, values: flags.FlagValues) -> dict[str, Any]:
     for name, estimate in metrics.items():
       interval = ''
       if estimate.low is not None:
-        interval = f'  95%: {estimate.low:.4f} to {estimate.high:.4f}'
-      print(f'    {name:20s} {estimate.value:.4f}{interval}')
+        low, high = _number(estimate.low), _number(estimate.high)
+        interval = f'  95%: {low} to {high}'
+      print(f'    {name:20s} {_number(estimate.value)}{interval}')
   return {
     'tasks': {
       label: {name: x._asdict() for name, x in metrics.items()}
       for label, metrics in found.items()
     }
   }
+
+
+def _number(value: float) -> str:
+  """A value with four digits behind the point, or four in all."""
+  return f'{value:.4f}' if abs(value) < 1e5 else f'{value:.4g}'
 
 
 def start() -> None:

@@ -41,7 +41,9 @@ def evaluate(
   model: LanguageModel, texts: TextSet, batch: int = 8
 ) -> dict[str, Estimate]:
   """The metrics of a task, by name; nothing is written or shown."""
-  found = dict(text_sets.scores(model, texts, batch=batch))
+  found: dict[int, dict[str, Any]] = {}
+  for scores in text_sets.scores(model, texts, batch=batch):
+    found |= scores
   return text_sets.results([found[i] for i in range(texts.number)])
 
 
@@ -88,12 +90,12 @@ def evaluate_into(
         lambda pieces: progress.reading(pieces * PIECE),
       )
 
-    scores = text_sets.scores(
+    for scores in text_sets.scores(
       model, texts, batch=batch, done=file.done.__contains__, keeper=keeper
-    )
-    for index, values in scores:
-      file.append(index, values)
-      done += 1
+    ):
+      for index, values in scores.items():
+        file.append(index, values)
+      done += len(scores)
       progress.update(done)
     reading.unlink(missing_ok=True)
     return text_sets.results([file.done[i] for i in range(texts.number)])

@@ -171,8 +171,10 @@ def scores(
   batch: int = 8,
   done: Callable[[int], bool] = lambda index: False,
   keeper: Callable[[Sequence[int]], Keeper] | None = None,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields (index, scores) of every example that is not done.
+) -> Iterator[dict[int, dict[str, Any]]]:
+  """Yields the scores of examples that are not done, by their indices.
+
+  Those that are computed together come together.
 
   Which examples are computed beside each other does not depend on what is done,
   so that an evaluation that goes on ends with the same scores.
@@ -202,20 +204,26 @@ def scores(
         batch,
         keeper(chosen) if keeper else None,
       )
-      for index, values in zip(chosen, found, strict=True):
-        if not done(index):
-          yield index, values
+      pairs = zip(chosen, found, strict=True)
+      yield {index: values for index, values in pairs if not done(index)}
 
 
 def _groups(
   tokenizer: Tokenizer, examples: Sequence[Example], batch: int
 ) -> Iterator[list[int]]:
-  """Indices of examples that are answered together."""
+  """Indices of examples of similar lengths, at most `batch`."""
   prompts = [x for x in examples if isinstance(x, TextExample)]
   if prompts:
     yield from generation.side_by_side(tokenizer, prompts, batch)
-  else:
-    yield list(range(len(examples)))
+    return
+  letters = [
+    max(len(context) + len(rest) for context, rest in example.requests)
+    for example in examples
+    if isinstance(example, ChoiceExample)
+  ]
+  order = np.argsort(letters, kind='stable').tolist()
+  for start in range(0, len(order), batch):
+    yield order[start : start + batch]
 
 
 def _answers(

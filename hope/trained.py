@@ -21,21 +21,20 @@ from hope.data.pipeline import changes
 from hope.evaluation import (
   baselines,
   heldout,
-  position_sets,
   rolling,
   runner,
   specs,
-  text_sets,
+  task_sets,
 )
 from hope.evaluation.intervals import Estimate
 from hope.evaluation.language_model import LanguageModel
+from hope.evaluation.text_sets import TextSet
 from hope.fast_state import FastState
 from hope.parallel import mesh as mesh_lib
 from hope.run import manifest
 from hope.run.checkpoint import open_checkpoints
 from hope.run.mirror import Mirror
 from hope.run.workdir import config_fingerprint
-from hope.tasks import TASKS
 from hope.training import step as step_lib
 
 # A text, or tokens: integers [t] or [b, t].
@@ -272,38 +271,27 @@ class TrainedModel:
         is compiled, but for the last.
     """
     named = specs.parse_all(tasks)
-    opened = {
-      label: position_sets.open_position_set(spec, self.config)
-      if spec.name in TASKS
-      else text_sets.open_text_set(spec, self.tokenizer)
-      for label, spec in named.items()
-    }
-    found = {}
-    for label, examples in opened.items():
-      if isinstance(examples, position_sets.PositionSet):
-        found[label] = self._by_position(examples)
-      elif folder is None:
-        found[label] = runner.evaluate(self.language_model, examples, batch)
-      else:
-        found[label] = runner.evaluate_into(
-          self.language_model,
-          examples,
-          pathlib.Path(folder) / runner.file_name(named[label], self.step),
-          {'model': self.fingerprint, 'step': self.step},
-          label=label,
-          batch=batch,
-        )
-    return found
-
-  def _by_position(
-    self, positions: position_sets.PositionSet
-  ) -> dict[str, Estimate]:
+    sets = task_sets.open_sets(named, self.config, self.tokenizer)
     mesh = mesh_lib.one_device()
-    return position_sets.evaluate(
-      positions,
-      step_lib.eval_step(self.graph, mesh, positions.metric),
+
+    def read(label: str, texts: TextSet) -> dict[str, Estimate]:
+      if folder is None:
+        return runner.evaluate(self.language_model, texts, batch)
+      return runner.evaluate_into(
+        self.language_model,
+        texts,
+        pathlib.Path(folder) / runner.file_name(named[label], self.step),
+        {'model': self.fingerprint, 'step': self.step},
+        label=label,
+        batch=batch,
+      )
+
+    return task_sets.evaluate(
+      sets,
       self.params,
+      functools.partial(step_lib.eval_step, self.graph, mesh),
       functools.partial(mesh_lib.put_batch, mesh=mesh),
+      read,
     )
 
   def baselines(self) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Tasks that are evaluated while a model is trained (`evals.tasks`)."""
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -9,13 +10,12 @@ import ml_collections
 
 from hope.data.pipeline import Batch
 from hope.data.tokenization import Tokenizer
-from hope.evaluation import heldout, position_sets, runner, specs, text_sets
+from hope.evaluation import heldout, runner, specs, task_sets
+from hope.evaluation.intervals import Estimate
 from hope.evaluation.language_model import LanguageModel
-from hope.evaluation.position_sets import PositionSet
+from hope.evaluation.task_sets import Sets
 from hope.evaluation.text_sets import TextSet
 from hope.tasks import TASKS
-
-Sets = dict[str, PositionSet | TextSet]
 
 
 def open_sets(
@@ -31,25 +31,21 @@ def open_sets(
     rows: of each batch that this process reads.
 
   Raises:
-    ValueError: for data or options from which no example can be made; for a
-      task of texts in a run of several processes.
+    ValueError: as `task_sets.open_sets`; for a task of texts in a run of
+      several processes.
   """
-  found: Sets = {}
   try:
-    for label, spec in specs.parse_all(config.evals.tasks).items():
-      if spec.name in TASKS:
-        found[label] = position_sets.open_position_set(spec, config, rows)
-      elif jax.process_count() > 1:
+    named = specs.parse_all(config.evals.tasks)
+    for spec in named.values():
+      if spec.name not in TASKS and jax.process_count() > 1:
         raise ValueError(
           f'task {spec.text!r} is read on one device, and the run has '
           f'{jax.process_count()} processes, none of which has all parameters; '
           'leave it out, and evaluate checkpoints with hope-evaluate.'
         )
-      else:
-        found[label] = text_sets.open_text_set(spec, tokenizer)
+    return task_sets.open_sets(named, config, tokenizer, rows)
   except ValueError as error:
     raise ValueError(f'evals.tasks: {error}') from None
-  return found
 
 
 def evaluate(
@@ -71,18 +67,19 @@ def evaluate(
     step: metric -> `hope.training.step.eval_step` of it.
     put: places a batch on the devices.
   """
-  values = {}
-  alone = None
-  for label, examples in sets.items():
-    if isinstance(examples, PositionSet):
-      found = position_sets.evaluate(
-        examples, step(examples.metric), model.params, put
-      )
-    else:
-      if alone is None:
-        params = jax.device_put(model.params, mesh.devices.flat[0])
-        alone = model._replace(params=params)
-      found = runner.evaluate(alone, examples)
-    for name, estimate in found.items():
-      values[f'tasks/{label}/{name}'] = estimate.value
-  return values
+
+  @functools.cache
+  def alone() -> LanguageModel:
+    params = jax.device_put(model.params, mesh.devices.flat[0])
+    return model._replace(params=params)
+
+  def read(label: str, texts: TextSet) -> dict[str, Estimate]:
+    del label
+    return runner.evaluate(alone(), texts)
+
+  found = task_sets.evaluate(sets, model.params, step, put, read)
+  return {
+    f'tasks/{label}/{name}': estimate.value
+    for label, metrics in found.items()
+    for name, estimate in metrics.items()
+  }

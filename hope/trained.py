@@ -289,7 +289,7 @@ class TrainedModel:
     return task_sets.evaluate(
       sets,
       self.params,
-      functools.partial(step_lib.eval_step, self.graph, mesh),
+      functools.cache(functools.partial(step_lib.eval_step, self.graph, mesh)),
       functools.partial(mesh_lib.put_batch, mesh=mesh),
       read,
     )

@@ -1,5 +1,7 @@
 """Tasks that a model is scored on: their options, examples, scores, files."""
 
+import dataclasses
+
 from evaluation_likelihood_test import logits_of, tiny_model
 import jax
 import jax.numpy as jnp
@@ -145,10 +147,15 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_compiled(prose):
     open_set(f'qa1:text={prose}', NumberTokenizer(9))
 
 
-def test_data_of_another_content_are_another_identity(prose):
+def test_data_of_another_content_are_another_identity(prose, monkeypatch):
   first = open_set(f'qa1:size=90,text={prose}').identity
   assert open_set(f'qa1:size=90,text={prose},examples=3').identity == first
   assert open_set(f'qa1:size=91,text={prose}').identity != first
+  task = tasks.TEXT_TASKS['qa1']
+  other = dataclasses.replace(task, generate=lambda rng, options: PROMPTS[0])
+  with monkeypatch.context() as patch:
+    patch.setitem(tasks.TEXT_TASKS, 'qa1', other)
+    assert open_set(f'qa1:size=90,text={prose}').identity != first
   prose.write_text(prose.read_text() + ' Another sentence.')
   assert open_set(f'qa1:size=90,text={prose}').identity != first
 

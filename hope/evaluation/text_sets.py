@@ -1,8 +1,9 @@
 """Examples of text that are to be evaluated, and how they are scored."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
 import hashlib
+import itertools
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -112,7 +113,7 @@ def _drawn(spec: Spec, tokenizer: Tokenizer) -> TextSet:
     return task.generate(np.random.default_rng((*_STREAM, index)), options)
 
   try:
-    draw(0)
+    first = draw(0)
   except ImportError as error:
     raise ValueError(str(error)) from None
   except ValueError as error:
@@ -123,6 +124,8 @@ def _drawn(spec: Spec, tokenizer: Tokenizer) -> TextSet:
     'size': given['size'],
     'data': _digest(sentences),
     'tokenizer': tokenizer.fingerprint(),
+    # Of another version, a task may draw other examples.
+    'first example': _digest(_written(first)),
   }
   return TextSet(task, draw, given['examples'], identity)
 
@@ -141,19 +144,24 @@ def _from_files(spec: Spec) -> TextSet:
   examples = task.read(pathlib.Path(given['folder']).expanduser())
   if not examples:
     raise ValueError(f'folder={shown(given["folder"])} has no example.')
-  identity = {'task': spec.name, 'data': _digest(_written(x) for x in examples)}
+  identity = {
+    'task': spec.name,
+    'data': _digest(itertools.chain(*map(_written, examples))),
+  }
   number = min(len(examples), given['examples'] or len(examples))
   return TextSet(task, examples.__getitem__, number, identity)
 
 
-def _written(example: Example) -> str:
-  """All of an example, as a text."""
+def _written(example: Example) -> Iterator[str]:
+  """All of an example, as texts."""
   if isinstance(example, ChoiceExample):
-    return repr(example)
-  return repr((''.join(example.pieces()), example.question, example.answers))
+    yield repr(example)
+  else:
+    yield from example.pieces()
+    yield repr((example.question, example.answers))
 
 
-def _digest(texts: Sequence[str] | Iterator[str]) -> str:
+def _digest(texts: Iterable[str]) -> str:
   """A hash of texts."""
   found = hashlib.sha256()
   for text in texts:

@@ -210,7 +210,7 @@ def test_a_folder_must_be_named(made_up):
 def test_results_are_those_of_the_answers(model, made_up):
   found = runner.evaluate(model, open_set('choices:folder=.'), 4)
   answers = likelihood.answers(model, CHOICES)
-  for name in ('accuracy', 'accuracy_by_length'):
+  for name in ('accuracy', 'accuracy_norm', 'accuracy_bytes'):
     share = np.mean([x[name] for x in answers])
     assert found[name].value == share
     assert found[name].low < share < found[name].high or share in (0, 1)

@@ -177,14 +177,12 @@ def answers(
 ) -> list[dict[str, float]]:
   """Scores of examples, by name; `means` makes the task's metrics of them.
 
-  Of several requests: accuracy, 1 where the right one is the most likely, and
-  accuracy_by_length, the same of log-probabilities by byte of the continuation
-  without its leading white space. The first of equals counts. Of one request:
-  accuracy, 1 where greedy decoding writes it, and log_likelihood, in nats.
-
-  `Choice:` length is in bytes, which no tokenizer and no script changes: as
-  acc_bytes of lm-evaluation-harness, and its acc_norm, which counts characters,
-  where all are ASCII.
+  Of several requests: accuracy, 1 where the right one is the most likely;
+  accuracy_norm, the same of log-probabilities by character of the continuation,
+  and accuracy_bytes, by byte of it. The space that parts it from the context
+  is not counted, and the first of equals is taken: as acc, acc_norm and
+  acc_bytes of lm-evaluation-harness. Of one request: accuracy, 1 where greedy
+  decoding writes it, and log_likelihood, in nats.
 
   Args:
     model: that is asked.
@@ -213,12 +211,15 @@ def _answer(
       'log_likelihood': only.log_probability,
     }
   sums = np.array([x.log_probability for x in likelihoods])
-  sizes = [len(x.continuation.lstrip().encode()) for x in example.requests]
+  texts = [x.continuation.removeprefix(' ') for x in example.requests]
+  sizes = {
+    'accuracy': np.ones(len(texts)),
+    'accuracy_norm': np.array([len(x) for x in texts]),
+    'accuracy_bytes': np.array([len(x.encode()) for x in texts]),
+  }
   return {
-    'accuracy': float(np.argmax(sums) == example.answer),
-    'accuracy_by_length': float(
-      np.argmax(sums / np.maximum(sizes, 1)) == example.answer
-    ),
+    name: float(np.argmax(sums / np.maximum(size, 1)) == example.answer)
+    for name, size in sizes.items()
   }
 
 

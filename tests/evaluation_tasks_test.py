@@ -11,6 +11,7 @@ import pytest
 import hope
 from hope import data as data_lib
 from hope import fast_state, state_file, tasks
+from hope.data.background import open_background
 from hope.data.tokenization import ByteTokenizer, NumberTokenizer
 from hope.evaluation import (
   generation,
@@ -26,6 +27,7 @@ from hope.evaluation import (
 from hope.evaluation.progress import ExampleProgress
 from hope.parallel import mesh as mesh_lib
 from hope.tasks import ChoiceExample, DataTask, Request, TextExample
+from hope.tasks.datasets import DATA_TASKS
 from hope.training import step as step_lib
 
 WORDS = 'the memory learns slowly and the kernel forgets what it read '
@@ -81,6 +83,11 @@ def test_wrong_options_are_said_in_a_line(text, message):
     hope.resolve(config)
 
 
+def test_a_name_is_of_one_task():
+  names = [*tasks.TASKS, *tasks.TEXT_TASKS, *DATA_TASKS]
+  assert len(names) == len(set(names))
+
+
 def test_a_task_that_comes_twice_has_its_options_in_its_name():
   found = specs.parse_all(['mqar', 'qa1:size=9', 'qa1:size=8'])
   assert list(found) == ['mqar', 'qa1:size=9', 'qa1:size=8']
@@ -89,24 +96,6 @@ def test_a_task_that_comes_twice_has_its_options_in_its_name():
 
 
 # -------------------------------------------------------------------- examples
-
-
-def test_sentences_of_a_background(tmp_path):
-  (tmp_path / 'b.txt').write_text('Two. Lines\nof one?\n\nNo end \n\n  ')
-  (tmp_path / 'a.txt').write_text('First!')
-  (tmp_path / 'c.md').write_text('Not this.')
-  expected = ('First!', 'Two.', 'Lines of one?', 'No end')
-  assert text_sets.background(str(tmp_path)) == expected
-  assert text_sets.background(str(tmp_path / 'a.txt')) == ('First!',)
-  (tmp_path / 'a.txt').write_bytes(b'\xff')
-  (tmp_path / 'empty').mkdir()
-  for path, message in (
-    (tmp_path / 'none', 'cannot be read: No such file'),
-    (tmp_path / 'a.txt', 'cannot be read: not UTF-8'),
-    (tmp_path / 'empty', 'holds no text'),
-  ):
-    with pytest.raises(ValueError, match=message):
-      text_sets.background(str(path))
 
 
 @pytest.fixture
@@ -128,7 +117,7 @@ def open_set(text, tokenizer=None):
 def test_drawn_examples_are_those_of_the_held_out_stream(prose):
   found = open_set(f'qa1:size=90,text={prose},examples=7')
   assert found.number == 7
-  options = tasks.TextOptions(90, text_sets.background(str(prose)))
+  options = tasks.TextOptions(90, open_background(str(prose)).sentences)
   for i in (0, 6):
     rng = np.random.default_rng((1, 0, i))
     expected = tasks.TEXT_TASKS['qa1'].generate(rng, options)
@@ -186,7 +175,7 @@ def made_up(monkeypatch):
 
   def add(name, examples, score=None, **options):
     task = DataTask(lambda folder: examples, score, 'nowhere', **options)
-    monkeypatch.setitem(tasks.DATA_TASKS, name, task)
+    monkeypatch.setitem(DATA_TASKS, name, task)
 
   add(
     'prompts',

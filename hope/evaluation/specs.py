@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hope.fields import Field, declared, nearest, shown
-from hope.tasks import DATA_TASKS, TASKS, TEXT_TASKS
+from hope.tasks import TASKS, TEXT_TASKS
+from hope.tasks.datasets import DATA_TASKS
 from hope.tasks.options import TaskOptions
 
 _EXAMPLES = Field(100, 'Examples that are evaluated.', minimum=1, maximum=2**24)
@@ -21,7 +22,7 @@ TEXT_FIELDS: dict[str, Field] = {
   ),
   'examples': _EXAMPLES,
   'text': Field(
-    None, 'File or folder of background text.', of=str, optional=True
+    None, 'File, folder or glob of background text.', of=str, optional=True
   ),
 }
 DATA_FIELDS: dict[str, Field] = {
@@ -34,8 +35,10 @@ DATA_FIELDS: dict[str, Field] = {
     minimum=1,
   ),
 }
+# Options of training examples, and of rows of text.
+_OF_RUNS = ('examples', 'text', 'min_size', 'max_size', 'predict_prompt')
 POSITION_FIELDS: dict[str, Field] = {
-  **{k: v for k, v in declared(TaskOptions).items() if k != 'examples'},
+  **{k: v for k, v in declared(TaskOptions).items() if k not in _OF_RUNS},
   'seq_len': Field(
     None,
     "Length of a sequence. None: the run's, or the least that holds one.",

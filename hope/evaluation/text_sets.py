@@ -5,11 +5,11 @@ import functools
 import hashlib
 import itertools
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from hope.data.background import open_background
 from hope.data.tokenization import Tokenizer
 from hope.evaluation import generation, likelihood
 from hope.evaluation.generation import Ending, Keeper
@@ -18,7 +18,6 @@ from hope.evaluation.language_model import LanguageModel, check_reads_text
 from hope.evaluation.specs import DATA_FIELDS, TEXT_FIELDS, Spec
 from hope.fields import shown
 from hope.tasks import (
-  DATA_TASKS,
   TEXT_TASKS,
   ChoiceExample,
   DataTask,
@@ -26,6 +25,7 @@ from hope.tasks import (
   TextOptions,
   TextTask,
 )
+from hope.tasks.datasets import DATA_TASKS
 
 Example = TextExample | ChoiceExample
 # The stream that examples are drawn from: that of held-out examples, whatever
@@ -55,34 +55,6 @@ class TextSet(NamedTuple):
 # ------------------------------------------------------------------- examples
 
 
-def background(path: str) -> tuple[str, ...]:
-  """Sentences of a file, or of all .txt files in a folder, in order of names.
-
-  `Choice:` a sentence ends behind '.', '!' or '?' and white space, or at an
-  empty line; white space within it becomes a space.
-
-  Raises:
-    ValueError: for a path that cannot be read as UTF-8 text, or has none.
-  """
-  place = pathlib.Path(path).expanduser()
-  sentences: list[str] = []
-  try:
-    files = sorted(place.rglob('*.txt')) if place.is_dir() else [place]
-    for file in files:
-      text = file.read_text(encoding='utf-8')
-      parts = re.split(r'(?<=[.!?])\s+|\n\s*\n', text)
-      sentences += filter(None, (' '.join(part.split()) for part in parts))
-  except (OSError, ValueError) as error:
-    reason = getattr(error, 'strerror', None) or 'not UTF-8 text'
-    raise ValueError(f'text={shown(path)} cannot be read: {reason}.') from None
-  if not sentences:
-    raise ValueError(
-      f'text={shown(path)} holds no text; give a file with text, or '
-      'a folder with files whose names end in .txt.'
-    )
-  return tuple(sentences)
-
-
 def open_text_set(spec: Spec, tokenizer: Tokenizer) -> TextSet:
   """Opens a task of TEXT_TASKS or DATA_TASKS; makes its first example.
 
@@ -103,9 +75,9 @@ def _drawn(spec: Spec, tokenizer: Tokenizer) -> TextSet:
   """Of a TextTask."""
   given = {k: stated.default for k, stated in TEXT_FIELDS.items()}
   given |= spec.options
-  sentences = background(given['text']) if given['text'] is not None else ()
+  background = open_background(given['text'])
   options = TextOptions(
-    given['size'], sentences, functools.partial(_count, tokenizer)
+    given['size'], background.sentences, functools.partial(_count, tokenizer)
   )
   task = TEXT_TASKS[spec.name]
 
@@ -117,12 +89,14 @@ def _drawn(spec: Spec, tokenizer: Tokenizer) -> TextSet:
   except ImportError as error:
     raise ValueError(str(error)) from None
   except ValueError as error:
-    hint = '' if sentences else ' Background is what text=FILE names.'
+    hint = (
+      '' if background.sentences else ' Background is what text=FILE names.'
+    )
     raise ValueError(f'{error}{hint}') from None
   identity = {
     'task': spec.name,
     'size': given['size'],
-    'data': _digest(sentences),
+    'data': background.fingerprint,
     'tokenizer': tokenizer.fingerprint(),
     # Of another version, a task may draw other examples.
     'first example': _digest(_written(first)),

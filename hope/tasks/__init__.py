@@ -81,5 +81,3 @@ TEXT_TASKS: dict[str, TextTask] = {
   **needles.TASKS,
   **records.TASKS,
 }
-
-DATA_TASKS: dict[str, DataTask] = {}

@@ -52,7 +52,7 @@ def home(tmp_path_factory):
 def tasks(folder):
   """A task by generation and one by position."""
   return (
-    f'qa1:size=80,text={folder}/prose.txt,examples=3',
+    f'qa1:size=600,text={folder}/prose.txt,examples=3',
     'mqar:num_pairs=2,vocab_size=32,examples=6',
   )
 
@@ -155,7 +155,7 @@ def test_wrong_flags_are_refused(home, arguments, message):
 def test_a_run_with_a_task_that_cannot_be_begins_nothing(home, tmp_path):
   kept = hope.load(home / 'run').config
   for task, message in (
-    ('qa1:size=80', 'evals.tasks: task .qa1.* Background is what text=FILE'),
+    ('qa1:size=600', 'evals.tasks: task .qa1.* Background is what text=FILE'),
     ('mqar:vocab_size=999', 'evals.tasks: task .mqar.* above the 257 tokens'),
   ):
     config = ml_collections.ConfigDict(kept.to_dict())

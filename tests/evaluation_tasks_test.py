@@ -115,9 +115,9 @@ def open_set(text, tokenizer=None):
 
 
 def test_drawn_examples_are_those_of_the_held_out_stream(prose):
-  found = open_set(f'qa1:size=90,text={prose},examples=7')
+  found = open_set(f'qa1:size=600,text={prose},examples=7')
   assert found.number == 7
-  options = tasks.TextOptions(90, open_background(str(prose)).sentences)
+  options = tasks.TextOptions(600, open_background(str(prose)).sentences, len)
   for i in (0, 6):
     rng = np.random.default_rng((1, 0, i))
     expected = tasks.TEXT_TASKS['qa1'].generate(rng, options)
@@ -127,7 +127,7 @@ def test_drawn_examples_are_those_of_the_held_out_stream(prose):
 
 def test_what_cannot_be_drawn_is_said_before_anything_is_compiled(prose):
   for text, message in (
-    ('qa1:size=400', 'background sentences .* Background is what text=FILE'),
+    ('qa1:size=1400', 'background sentences .* Background is what text=FILE'),
     (f'qa1:size=4,text={prose}', 'task .qa1.*Give a larger size'),
   ):
     with pytest.raises(ValueError, match=message):
@@ -137,16 +137,16 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_compiled(prose):
 
 
 def test_data_of_another_content_are_another_identity(prose, monkeypatch):
-  first = open_set(f'qa1:size=90,text={prose}').identity
-  assert open_set(f'qa1:size=90,text={prose},examples=3').identity == first
-  assert open_set(f'qa1:size=91,text={prose}').identity != first
+  first = open_set(f'qa1:size=600,text={prose}').identity
+  assert open_set(f'qa1:size=600,text={prose},examples=3').identity == first
+  assert open_set(f'qa1:size=601,text={prose}').identity != first
   task = tasks.TEXT_TASKS['qa1']
   other = dataclasses.replace(task, generate=lambda rng, options: PROMPTS[0])
   with monkeypatch.context() as patch:
     patch.setitem(tasks.TEXT_TASKS, 'qa1', other)
-    assert open_set(f'qa1:size=90,text={prose}').identity != first
+    assert open_set(f'qa1:size=600,text={prose}').identity != first
   prose.write_text(prose.read_text() + ' Another sentence.')
-  assert open_set(f'qa1:size=90,text={prose}').identity != first
+  assert open_set(f'qa1:size=600,text={prose}').identity != first
 
 
 # ---------------------------------------------------------------------- scores
@@ -471,7 +471,7 @@ def test_lengths_that_are_not_given_hold_an_example():
 
 def test_tasks_of_texts_need_a_run_of_one_process(prose, monkeypatch):
   config = hope.base_config()
-  config.evals.tasks = (f'qa1:size=90,text={prose}',)
+  config.evals.tasks = (f'qa1:size=600,text={prose}',)
   config = hope.resolve(config, 257)
   rows = range(8)
   assert list(in_training.open_sets(config, ByteTokenizer(), rows)) == ['qa1']

@@ -16,7 +16,7 @@ _EXAMPLES = Field(100, 'Examples that are evaluated.', minimum=1, maximum=2**24)
 TEXT_FIELDS: dict[str, Field] = {
   'size': Field(
     1024,
-    'Most words or tokens of a prompt; the task says which.',
+    'Most tokens of a prompt; the task says what that counts beside it.',
     minimum=1,
     maximum=2**31 - 1,
   ),

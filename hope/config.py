@@ -21,6 +21,7 @@ import rich.text
 from hope import blocks, command_line
 from hope.data.options import DataOptions, ReadingOptions
 from hope.data.packing import alignment
+from hope.evaluation import specs
 from hope.evaluation.options import EvalsOptions
 from hope.feedforward import FEEDFORWARD
 from hope.fields import (
@@ -301,5 +302,9 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
     )
   if config.data.segments:
     alignment(config)
+  try:
+    specs.parse_all(config.evals.tasks)
+  except ValueError as error:
+    raise ValueError(f'evals.tasks: {error}') from None
   check_sizes(config, blocks.divided(config))
   parse_options(config.optimizer.name, config.optimizer.options)

@@ -54,6 +54,23 @@ def copied(state: FastState) -> FastState:
   return jax.tree.map(jnp.copy, state)
 
 
+def of_rows(state: FastState, rows: np.ndarray) -> FastState:
+  """The state of some of its streams, in arrays of its own.
+
+  Args:
+    state: of b streams at the same position.
+    rows: int [n], indices of streams; one may come more than once.
+  """
+
+  def take(x: jax.Array) -> jax.Array:
+    # Positions, [layers], are those of all streams.
+    return jnp.copy(x) if x.ndim == 1 else jnp.take(x, rows, axis=1)
+
+  return FastState(
+    jax.tree.map(take, state.memories), jnp.take(state.logits, rows, axis=0)
+  )
+
+
 def read(
   graph: nnx.GraphDef, params: Any, tokens: np.ndarray, state: FastState
 ) -> FastState:

@@ -39,6 +39,7 @@ _KINDS = {
   str: 'text',
   tuple: 'whole numbers, as in (1, 4)',
 }
+_TEXTS = "texts, as in ('a', 'b')"
 # Letters of a value that a message shows.
 _SHOWN = 60
 
@@ -84,8 +85,8 @@ class Field:
   Attributes:
     default: its value in `base_config()`.
     doc: what it means.
-    of: its type: bool, int, float, str, or tuple, of integers. None: that of
-      the default.
+    of: its type: bool, int, float, str, or tuple. None: that of the default.
+    item: type of what a tuple holds: int or str.
     unit: of a number.
     choices: the texts allowed; (): any.
     minimum: the least number allowed. Of a tuple: of each of its numbers.
@@ -101,6 +102,7 @@ class Field:
   doc: str
   _: dataclasses.KW_ONLY
   of: type | None = None
+  item: type = int
   unit: str = ''
   choices: tuple[str, ...] = ()
   minimum: float | None = None
@@ -120,11 +122,15 @@ class Field:
     """What the field may be, for people: 'tokens, 1 or more, or None'."""
     if self.choices:
       words = [f'one of {", ".join(self.choices)}']
-    elif self.kind in (bool, str):
-      words = [_KINDS[self.kind]]
+    elif self.kind in (bool, str) or self.item is str:
+      words = [self._kind_in_words]
     else:
       words = [self.unit or _KINDS[self.kind], *self._bounds()]
     return ', '.join(words + ['or None'] * self.optional)
+
+  @property
+  def _kind_in_words(self) -> str:
+    return _TEXTS if self.item is str else _KINDS[self.kind]
 
   def _bounds(self) -> list[str]:
     """The bounds of a number, in words."""
@@ -156,17 +162,21 @@ class Field:
     given = f'{name}={shown(value)}'
     if not self._is_of_kind(value):
       none = ', or None' if self.optional else ''
-      raise ValueError(f'{given} must be {_KINDS[self.kind]}{none}.')
+      raise ValueError(f'{given} must be {self._kind_in_words}{none}.')
     if self.kind is str:
       self._check_text(given, value)
     elif self.kind is tuple:
       least, most = self.length
       if not least <= len(value) <= most:
+        what = 'texts' if self.item is str else 'numbers'
         raise ValueError(
-          f'{given} has {len(value)} numbers; give {least} to {most}.'
+          f'{given} has {len(value)} {what}; give {least} to {most}.'
         )
-      for number in value:
-        self._check_number(given, number)
+      for part in value:
+        if self.item is str:
+          self._check_text(given, part)
+        else:
+          self._check_number(given, part)
     elif self.kind is not bool:
       self._check_number(given, value)
     return self.kind(value)
@@ -174,7 +184,7 @@ class Field:
   def _is_of_kind(self, value: Any) -> bool:
     if self.kind is tuple:
       is_list = isinstance(value, tuple | list)  # a list, as JSON has it
-      return is_list and all(type(x) is int for x in value)
+      return is_list and all(type(x) is self.item for x in value)
     if self.kind is float:  # NumPy's float64 is a float as well
       return isinstance(value, float) or type(value) is int
     return type(value) is self.kind
@@ -243,8 +253,9 @@ def declared(options: type) -> dict[str, Field]:
   found = {}
   for item in dataclasses.fields(options):
     kind, optional = _kind(types_of[item.name])
+    of_tuple = typing.get_args(types_of[item.name]) if kind is tuple else (int,)
     found[item.name] = dataclasses.replace(
-      item.metadata['field'], of=kind, optional=optional
+      item.metadata['field'], of=kind, item=of_tuple[0], optional=optional
     )
   return found
 

@@ -59,17 +59,19 @@ def _of_classes(
 
 
 def with_inner_losses(
-  model: Hope, batch: dict[str, jax.Array]
+  model: Hope, batch: dict[str, jax.Array], classes: bool
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]:
   """The metrics of a batch, with the inner losses of the model's memories.
 
   Args:
     model: that predicts; it is changed in place.
     batch: as `loss_and_metrics` takes it.
+    classes: whether classes are counted.
 
   Returns:
     (metrics, sums, counts): loss and accuracy as in `loss_and_metrics`,
-    exact_match and rows of `hope.tasks.exact_matches`, and of_classes, [3, v]
+    exact_match and rows of `hope.tasks.exact_matches`, and where they are
+    asked for of_classes, [3, v]
     counts of `hope.tasks.mean_over_classes`; by name, as
     'memory/inner_loss/layer_0', sums [t] over the tokens that are at each
     position of their document; how many those are, [t].
@@ -81,8 +83,11 @@ def with_inner_losses(
   metrics |= {
     'exact_match': matches,
     'rows': rows,
-    'of_classes': _of_classes(predictions, batch, model.embed.num_embeddings),
   }
+  if classes:
+    metrics['of_classes'] = _of_classes(
+      predictions, batch, model.embed.num_embeddings
+    )
   shape = batch['inputs'].shape
   starts = batch.get('starts')
   position = jnp.broadcast_to(jnp.arange(shape[1]), shape)

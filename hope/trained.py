@@ -1,9 +1,11 @@
 """A trained model, to read and learn from texts, generate, and evaluate."""
 
+from collections.abc import Iterable, Sequence
 import functools
 import hashlib
 import json
 import os
+import pathlib
 from typing import Any
 
 from flax import nnx
@@ -16,7 +18,17 @@ from hope import fast_state, sampling, state_file
 from hope.config import check_fields
 from hope.data import tokenization
 from hope.data.pipeline import changes
-from hope.evaluation import baselines, heldout
+from hope.evaluation import (
+  baselines,
+  heldout,
+  rolling,
+  runner,
+  specs,
+  task_sets,
+)
+from hope.evaluation.intervals import Estimate
+from hope.evaluation.language_model import LanguageModel
+from hope.evaluation.text_sets import TextSet
 from hope.fast_state import FastState
 from hope.parallel import mesh as mesh_lib
 from hope.run import manifest
@@ -219,6 +231,69 @@ class TrainedModel:
       **heldout.bits_per_byte(loss, bytes_per_token),
     }
 
+  def evaluate_stream(self, texts: Iterable[str]) -> rolling.Rolling:
+    """Measures how well the model predicts a text of any length.
+
+    Args:
+      texts: whose strings, joined, are the text; they are never in memory as a
+        whole.
+
+    Returns:
+      What `evaluate` does, and the same by how much was read before.
+
+    Raises:
+      ValueError: for a text of which no token counts, or a model of numbers.
+    """
+    return rolling.evaluate(self.language_model, texts)
+
+  def evaluate_tasks(
+    self,
+    tasks: Sequence[str],
+    *,
+    batch: int = 8,
+    folder: str | os.PathLike[str] | None = None,
+  ) -> dict[str, dict[str, Estimate]]:
+    """Scores the model on tasks.
+
+    Args:
+      tasks: with their options, as 's2:size=4096,text=notes.txt'; see
+        `hope.evaluation.specs`.
+      batch: examples of texts that are read at once.
+      folder: where a file keeps the scores of each task of texts; a call that
+        was killed goes on from there, and progress is shown. None: neither.
+
+    Returns:
+      Metrics by name, each with its 95% interval where one is known, by task.
+
+    Raises:
+      ValueError: for a task that is not known, options from which no example
+        can be made, or a folder with scores of something else; before anything
+        is compiled, but for the last.
+    """
+    named = specs.parse_all(tasks)
+    sets = task_sets.open_sets(named, self.config, self.tokenizer)
+    mesh = mesh_lib.one_device()
+
+    def read(label: str, texts: TextSet) -> dict[str, Estimate]:
+      if folder is None:
+        return runner.evaluate(self.language_model, texts, batch)
+      return runner.evaluate_into(
+        self.language_model,
+        texts,
+        pathlib.Path(folder) / runner.file_name(named[label], self.step),
+        {'model': self.fingerprint, 'step': self.step},
+        label=label,
+        batch=batch,
+      )
+
+    return task_sets.evaluate(
+      sets,
+      self.params,
+      functools.cache(functools.partial(step_lib.eval_step, self.graph, mesh)),
+      functools.partial(mesh_lib.put_batch, mesh=mesh),
+      read,
+    )
+
   def baselines(self) -> dict[str, float]:
     """Bits per byte of the run's held-out data by what needs no training.
 
@@ -270,6 +345,11 @@ class TrainedModel:
       )
     return state
 
+  @property
+  def language_model(self) -> LanguageModel:
+    """What the evaluators of texts ask of the model."""
+    return LanguageModel(self.graph, self.params, self.tokenizer)
+
   @functools.cached_property
   def fingerprint(self) -> str:
     """A hash of the configuration and of every number of the parameters."""
@@ -294,7 +374,7 @@ class TrainedModel:
     put = functools.partial(mesh_lib.put_batch, mesh=mesh)
     longer = self._data.longer_batches()
     result, _ = heldout.evaluate(
-      step_lib.eval_step(self.graph, mesh),
+      step_lib.eval_step(self.graph, mesh, self._data.metric),
       self.params,
       [put(batch) for batch in self._data.eval_batches()],
       self._data.bytes_per_token,

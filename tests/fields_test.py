@@ -51,6 +51,10 @@ def test_a_number_is_finite(path, value):
     ('model.cms.periods', 4, '=4 must be whole numbers'),
     ('model.cms.periods', (1,) * 65, r'\(195 letters\) has 65 numbers; give'),
     ('model.cms.hidden_multiple', 0.001, r'no hidden unit; give at least 0.0'),
+    ('evals.tasks', (1,), r'=\(1,\) must be texts, as in'),
+    ('evals.tasks', 'mqar', "='mqar' must be texts, as in"),
+    ('evals.tasks', ('a\0b',), 'a letter that is not UTF-8 text'),
+    ('evals.tasks', ('mqar',) * 65, 'has 65 texts; give 0 to 64'),
     ('model.attention.max_context', -5, '=-5 must be at least 1'),
     ('model.titans.conv_width', 10**30, 'must be at most 4,096'),
     ('compute.remat', 1, '=1 must be true or false'),
@@ -160,13 +164,15 @@ def test_a_field_has_the_type_of_its_annotation():
   class Options:
     size: int | None = field(None, 'Size.', minimum=1, unit='tokens')
     periods: tuple[int, ...] = field((1,), 'Periods.')
+    names: tuple[str, ...] = field((), 'Names.')
     rate: float = field(0.5, 'Rate.', below=1)
 
-  assert Options(size=3) == Options(3, (1,), 0.5)
+  assert Options(size=3) == Options(3, (1,), (), 0.5)
   assert declared(Options) == {
     'size': Field(
       None, 'Size.', of=int, optional=True, minimum=1, unit='tokens'
     ),
     'periods': Field((1,), 'Periods.', of=tuple),
+    'names': Field((), 'Names.', of=tuple, item=str),
     'rate': Field(0.5, 'Rate.', of=float, below=1),
   }

@@ -22,6 +22,7 @@ PAGES = (
   'CHANGELOG.md',
   'CONTRIBUTING.md',
   'docs/equations.md',
+  'docs/evaluation.md',
   'docs/running.md',
   'docs/tasks.md',
   'experiments/README.md',

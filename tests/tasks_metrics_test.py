@@ -129,8 +129,8 @@ def test_an_evaluation_is_over_all_batches():
     np.stack([batch[name] for batch in batches])
     for name in ('targets', 'weights')
   )
-  step = step_lib.eval_step(graph, one_device())
   assert data.metric == 'class_accuracy'
+  step = step_lib.eval_step(graph, one_device(), data.metric)
   values, _ = heldout.evaluate(step, params, batches, None, metric=data.metric)
   assert set(values) == {'loss', 'accuracy', 'exact_match', 'class_accuracy'}
   expected = by_hand(predictions, targets, weights)
@@ -141,7 +141,9 @@ def test_an_evaluation_is_over_all_batches():
     for arrays in zip(predictions, targets, weights, strict=True)
   ]
   assert values['class_accuracy'] != pytest.approx(np.mean(per_batch), rel=0.01)
-  # Only where the task is scored by it.
+  # Only where the task is scored by it, and no class is counted elsewhere.
+  step = step_lib.eval_step(graph, one_device(), 'accuracy')
+  assert jax.eval_shape(step, params, batches[0]).of_classes is None
   values, _ = heldout.evaluate(step, params, batches, None, metric='accuracy')
   assert set(values) == {'loss', 'accuracy', 'exact_match'}
 

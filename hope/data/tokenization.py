@@ -53,6 +53,13 @@ class Tokenizer(Protocol):
       ValueError: `strict`, and the tokens do not give the text back.
     """
 
+  def cut(self, text: str) -> int:
+    """Returns the last place where a text may be cut, whatever follows it.
+
+    The tokens of text[:place] and those of all that comes after, encoded apart,
+    are those of the whole. 0 if no such place is known.
+    """
+
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of tokens."""
 
@@ -76,6 +83,10 @@ class ByteTokenizer:
     """Returns the bytes, int32 [n]."""
     raw = text.encode() if isinstance(text, str) else text
     return np.frombuffer(raw, np.uint8).astype(np.int32)
+
+  def cut(self, text: str) -> int:
+    """Returns the length of the text: each byte is a token."""
+    return len(text)
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text; bytes that are not UTF-8 become U+FFFD.
@@ -124,6 +135,10 @@ class NumberTokenizer:
         f"numbers from 0 to {self.vocab_size - 1}, as in '1 2 3'."
       )
     return np.array(words, np.int32)
+
+  def cut(self, text: str) -> int:
+    """Returns the place behind the last space, before which numbers end."""
+    return text.rfind(' ') + 1
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the numbers with spaces between them."""
@@ -217,6 +232,21 @@ class BpeTokenizer:
       )
     return tokens
 
+  def cut(self, text: str) -> int:
+    """Returns the last place before ' x' and behind a letter or digit.
+
+    Choice: byte-level encodings alone are cut, whose expression splits a text
+    into words from its start on; there ' x' starts a word, whatever follows.
+    """
+    if not _splits_words(self._spec):
+      return 0
+    words = self._model.pre_tokenizer.pre_tokenize_str(text)
+    for _, (place, _) in reversed(words):
+      behind, at = text[place - 1 : place], text[place : place + 2]
+      if behind.isalnum() and at[:1] == ' ' and at[1:].isalpha():
+        return place
+    return 0
+
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text, separators left out."""
     kept = [i for i in map(int, ids) if i != self.document_separator]
@@ -282,6 +312,27 @@ def _token_bytes(spec: dict, vocab: dict[str, int]) -> dict[int, bytes]:
     else bytes(byte_of[c] for c in token)
     for token, i in vocab.items()
   }
+
+
+def _splits_words(spec: dict) -> bool:
+  """Returns whether words of a byte-level encoding are encoded apart.
+
+  Normalizers, tokens that are looked for in the text, a space before the first
+  word and expressions that look back see more than a word.
+  """
+  steps = spec.get('pre_tokenizer') or {}
+  steps = steps.get('pretokenizers', [steps])
+  *before, last = [step.get('type') for step in steps]
+  splits = [step.get('pattern', {}).get('Regex', '(?<') for step in steps[:-1]]
+  return (
+    spec.get('normalizer') is None
+    and all(token.get('special') for token in spec.get('added_tokens', ()))
+    and last == 'ByteLevel'
+    and not steps[-1].get('add_prefix_space')
+    and steps[-1].get('use_regex', True) == (not before)
+    and before in ([], ['Split'])
+    and not any('(?<' in pattern for pattern in splits)
+  )
 
 
 def open_tokenizer(

@@ -19,7 +19,8 @@ class Sums(NamedTuple):
     weight: [], of all targets.
     exact_match: [], rows of which every target that counts was predicted.
     rows: [], with a target that counts.
-    of_classes: [3, v], counts of `hope.tasks.mean_over_classes`.
+    of_classes: [3, v], counts of `hope.tasks.mean_over_classes`; None where
+      the task is scored by something else.
     inner_losses: [t] by name, as 'memory/inner_loss/layer_0': of the tokens at
       each position of their document.
     tokens: [t], how many those are.
@@ -30,7 +31,7 @@ class Sums(NamedTuple):
   weight: jax.Array
   exact_match: jax.Array
   rows: jax.Array
-  of_classes: jax.Array
+  of_classes: jax.Array | None
   inner_losses: dict[str, jax.Array]
   tokens: jax.Array
 
@@ -94,7 +95,7 @@ def evaluate(
   """Means over the targets of all batches, and of the inner losses.
 
   Args:
-    step: of `hope.training.step.eval_step`.
+    step: of `hope.training.step.eval_step`, of the same metric.
     params: of the model.
     batches: held-out ones.
     bytes_per_token: as `bits_per_byte` takes it.
@@ -109,11 +110,10 @@ def evaluate(
     tasks that are scored by it; of bins of longer strings
     the same by names as 'exact_match/51-100'. Inner losses are of `batches`.
   """
-  sums = [jax.device_get(step(params, batch)) for batch in batches]
-  values = _means(sums, bytes_per_token, metric)
+  sums = sums_of(step, params, batches)
+  values = means(sums, bytes_per_token, metric)
   for name, more in (longer or {}).items():
-    of_bin = [jax.device_get(step(params, batch)) for batch in more]
-    found = _means(of_bin, None, metric)
+    found = means(sums_of(step, params, more), None, metric)
     values |= {f'{metric}/{name}': value for metric, value in found.items()}
 
   def total(arrays: list[jax.Array]) -> np.ndarray:
@@ -129,10 +129,17 @@ def evaluate(
   return values, inner
 
 
-def _means(
+def sums_of(
+  step: Callable[[Any, Any], Sums], params: Any, batches: Iterable[Any]
+) -> list[Sums]:
+  """What each batch adds up to, on the host; arguments as in `evaluate`."""
+  return [jax.device_get(step(params, batch)) for batch in batches]
+
+
+def means(
   sums: list[Sums], bytes_per_token: float | None, metric: str | None
 ) -> dict[str, float]:
-  """Metrics of all batches."""
+  """Metrics of all batches; arguments and names as in `evaluate`."""
 
   def total(name: str) -> float:
     return float(sum(getattr(s, name) for s in sums))

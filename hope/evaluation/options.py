@@ -22,3 +22,9 @@ class EvalsOptions:
     maximum=2**20,
     length=(0, 16),
   )
+  tasks: tuple[str, ...] = field(
+    (),
+    'Tasks that are evaluated as well, with their options, as in '
+    "('qa1:size=512,text=notes.txt,examples=20', 'mqar:num_pairs=16').",
+    length=(0, 64),
+  )

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import io
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -13,7 +13,8 @@ import numpy as np
 from hope import blocks, errors, sampling
 from hope import config as config_lib
 from hope import data as data_lib
-from hope.evaluation import baselines, heldout
+from hope.evaluation import baselines, heldout, in_training
+from hope.evaluation.language_model import LanguageModel
 from hope.parallel import devices, multihost
 from hope.parallel import mesh as mesh_lib
 from hope.run.checkpoint import open_checkpoints
@@ -26,6 +27,18 @@ from hope.training import step as step_lib
 
 class NonFiniteLossError(errors.ExplainedError):
   """The loss, its gradient or the update stopped being a number."""
+
+
+class Evaluated(NamedTuple):
+  """What an evaluation found.
+
+  Attributes:
+    heldout: of `hope.evaluation.heldout.evaluate`.
+    tasks: of `evals.tasks`, as 'tasks/s2/accuracy'.
+  """
+
+  heldout: dict[str, float]
+  tasks: dict[str, float]
 
 
 def _refuse(files: Mirror, step: int, batch, metrics) -> None:
@@ -102,6 +115,7 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
     raise ValueError('sample.prompt is empty; give at least one letter.')
   batches, bytes_per_token = data.eval_batches(), data.bytes_per_token
   longer = data.longer_batches()
+  tasks = in_training.open_sets(config, data.tokenizer, rows)
   train = data.train_iterator()
   data_lib.join_states(multihost.gather(train.get_state()))  # all read the same
   check_workdir(files.workdir, config.to_dict())
@@ -120,7 +134,22 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
   batches = [put(batch) for batch in batches]
   longer = {name: [put(b) for b in found] for name, found in longer.items()}
   update = step_lib.train_step(graph, config, abstract)
-  evaluate = step_lib.eval_step(graph, mesh)
+  steps_of = functools.cache(functools.partial(step_lib.eval_step, graph, mesh))
+
+  def evaluate(params: Any) -> tuple[Evaluated, heldout.InnerLosses]:
+    """Measures parameters on the held-out data and the tasks."""
+    result, inner = heldout.evaluate(
+      steps_of(data.metric),
+      params,
+      batches,
+      bytes_per_token,
+      longer,
+      data.metric,
+    )
+    model = LanguageModel(graph, params, data.tokenizer)
+    scores = in_training.evaluate(tasks, model, mesh, steps_of, put)
+    return Evaluated(result, scores), inner
+
   tokens = config.data.batch_size * config.data.seq_len
   leader = multihost.is_leader()
   writer = MetricsWriter(
@@ -147,7 +176,7 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
     if start:
       progress.note(f'Going on from the checkpoint of step {start}.')
     pending: tuple[int, Any, Any] | None = None
-    result: dict[str, float] | None = None
+    result: Evaluated | None = None
     inner: heldout.InnerLosses | None = None
     evaluated = start
 
@@ -183,20 +212,14 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
         settle()
         pending = None
         with progress.pause('evaluation'), watchdog.patient():
-          result, inner = heldout.evaluate(
-            evaluate,
-            state.params,
-            batches,
-            bytes_per_token,
-            longer,
-            data.metric,
-          )
+          result, inner = evaluate(state.params)
         evaluated = number
-        values = result | {'tokens': number * tokens} | inner.means()
+        shown = result.heldout | result.tasks
+        values = shown | {'tokens': number * tokens} | inner.means()
         writer.write(number, 'eval', values)
         progress.note(
           f'held out at step {number}: '
-          + '  '.join(f'{k} {v:.4f}' for k, v in result.items())
+          + '  '.join(f'{k} {v:.4f}' for k, v in shown.items())
         )
       if number % config.checkpoint.every == 0 or number == steps or stop:
         settle()
@@ -209,7 +232,9 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
             number,
             state,
             data_state=position,
-            loss=result['loss'] if result and number == evaluated else None,
+            loss=result.heldout['loss']
+            if result and number == evaluated
+            else None,
           )
       if stop:
         with watchdog.patient():
@@ -229,9 +254,7 @@ def _run(config: ml_collections.FrozenConfigDict, files: Mirror) -> bool:
       return False
 
   if result is None:  # a finished run was started again
-    result, inner = heldout.evaluate(
-      evaluate, state.params, batches, bytes_per_token, longer, data.metric
-    )
+    result, inner = evaluate(state.params)
   text = _sample(config, data, graph, state.params, mesh)
   if leader:
     with full_disk_explained('the results'):
@@ -270,7 +293,10 @@ def _conclude(config, files, data, text, result, inner, steps) -> None:
 
   marks = baselines.of_data(data)
   (files.local / 'results.json').write_text(
-    json.dumps({'heldout': result, 'baselines': marks}, indent=2)
+    json.dumps(
+      {'heldout': result.heldout, 'tasks': result.tasks, 'baselines': marks},
+      indent=2,
+    )
   )
   names = ['results.json']
   if text is not None:
@@ -288,7 +314,9 @@ def _conclude(config, files, data, text, result, inner, steps) -> None:
 
   tokens = steps * config.data.batch_size * config.data.seq_len
   print(f'\nHeld out after {steps} steps, {tokens:,} tokens:')
-  print(heldout.comparison(result, marks))
+  print(heldout.comparison(result.heldout, marks))
+  for name, value in result.tasks.items():
+    print(f'  {name} {value:.4f}')
   if text is not None:
     lines = text.splitlines()
     print(f'\nA sample, prompted with {config.sample.prompt!r}:')

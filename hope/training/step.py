@@ -239,18 +239,30 @@ def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
   return traced
 
 
-def eval_step(graph: nnx.GraphDef, mesh: Mesh) -> jax.stages.Wrapped:
-  """Returns the compiled evaluation: (params, batch) -> `heldout.Sums`."""
+def eval_step(
+  graph: nnx.GraphDef, mesh: Mesh, metric: str | None = None
+) -> jax.stages.Wrapped:
+  """Returns the compiled evaluation: (params, batch) -> `heldout.Sums`.
+
+  Args:
+    graph: structure of the model.
+    mesh: that it runs on.
+    metric: of the task, in `hope.tasks.METRICS`; classes are counted for
+      class_accuracy alone. None: of texts.
+  """
+  classes = metric == 'class_accuracy'
 
   def step(params, batch):
-    metrics, losses, counts = with_inner_losses(nnx.merge(graph, params), batch)
+    metrics, losses, counts = with_inner_losses(
+      nnx.merge(graph, params), batch, classes
+    )
     return Sums(
       loss=metrics['loss'],
       accuracy=metrics['accuracy'],
       weight=batch['weights'].sum(),
       exact_match=metrics['exact_match'],
       rows=metrics['rows'],
-      of_classes=metrics['of_classes'],
+      of_classes=metrics.get('of_classes'),
       inner_losses=losses,
       tokens=counts,
     )

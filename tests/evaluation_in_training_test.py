@@ -105,6 +105,8 @@ def test_the_command_gives_the_same_under_the_same_names(
   }
   assert values == pytest.approx(in_training, rel=1e-5)
   assert found['qa1']['accuracy']['low'] is not None
+  # The prompts of qa1 were asked for with a size; they have several facts.
+  assert [x.name for x in tmp_path.glob('*.png')] == ['result.png']
   (scores,) = (home / 'run' / 'evals').iterdir()
   content = scores.read_bytes()
   # Again: nothing is computed anew.
@@ -133,6 +135,7 @@ def test_the_command_measures_a_text(home, tmp_path, capsys):
   counts = [part['tokens'] for part in found['by_context'].values()]
   assert sum(counts) == len(text.read_text()) - 1
   assert counts[:4] == [1, 2, 4, 8]
+  assert path.with_suffix('.png').read_bytes()[:4] == b'\x89PNG'
 
 
 @pytest.mark.parametrize(

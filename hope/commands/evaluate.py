@@ -65,7 +65,11 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_values=values,
   )
   flags.DEFINE_string(
-    'json', None, 'File to write the result to as well.', flag_values=values
+    'json',
+    None,
+    'File to write the result to as well. Pictures are drawn beside it: loss '
+    'by context, accuracy by length and by depth, where the result has them.',
+    flag_values=values,
   )
 
 
@@ -138,15 +142,27 @@ def main(values: flags.FlagValues) -> None:
   from hope import trained  # after the flags, as jax is slow
 
   model = trained.load(values.workdir)
+  drawn: dict[str, Any] = {}
   content = {'workdir': str(model.workdir), 'step': model.step}
   if values.task:
-    content |= _tasks(model, values)
+    content |= _tasks(model, values, drawn)
   elif values.text is not None:
-    content |= _text(model, values)
+    content |= _text(model, values, drawn)
   else:
     content |= _heldout(model)
   if values.json:
-    pathlib.Path(values.json).write_text(json.dumps(content, indent=2) + '\n')
+    path = pathlib.Path(values.json)
+    path.write_text(json.dumps(content, indent=2) + '\n')
+    _draw(path, drawn)
+
+
+def _draw(path: pathlib.Path, drawn: Mapping[str, Any]) -> None:
+  """Writes pictures beside a file, by what their names end in."""
+  from hope.run import drawing
+
+  for ending, picture in drawn.items():
+    name = path.with_name(f'{path.stem}{ending}.png')
+    print(f'  drawn: {drawing.save(picture, name)}')
 
 
 def _heldout(model: Any) -> dict[str, Any]:
@@ -167,8 +183,10 @@ def _print_tokens(result: Mapping[str, float]) -> None:
   )
 
 
-def _text(model: Any, values: flags.FlagValues) -> dict[str, Any]:
-  """Prints a text's measures; returns them."""
+def _text(
+  model: Any, values: flags.FlagValues, drawn: dict[str, Any]
+) -> dict[str, Any]:
+  """Prints a text's measures; returns them, and adds a picture."""
   found = model.evaluate_stream(_letters(values.text))
   result = found.whole.to_dict()
   print(f'{values.text}, by step {model.step} of {model.workdir}:')
@@ -183,6 +201,10 @@ def _text(model: Any, values: flags.FlagValues) -> dict[str, Any]:
         f'  {before:>16s}  {part["bits_per_byte"]:13.4f}  '
         f'{part["perplexity"]:10.2f}  {part["tokens"]:,}'
       )
+    from hope.evaluation import pictures
+
+    losses = {least: part['bits_per_byte'] for least, part in bins.items()}
+    drawn[''] = pictures.loss_by_context({values.text: losses}, 'bits per byte')
   return {
     'text': values.text,
     'result': result,
@@ -191,8 +213,10 @@ def _text(model: Any, values: flags.FlagValues) -> dict[str, Any]:
   }
 
 
-def _tasks(model: Any, values: flags.FlagValues) -> dict[str, Any]:
-  """Prints the scores of tasks; returns them."""
+def _tasks(
+  model: Any, values: flags.FlagValues, drawn: dict[str, Any]
+) -> dict[str, Any]:
+  """Prints the scores of tasks; returns them, and adds pictures."""
   from hope.run.mirror import is_remote
 
   folder = values.scores
@@ -213,12 +237,36 @@ def _tasks(model: Any, values: flags.FlagValues) -> dict[str, Any]:
         low, high = _number(estimate.low), _number(estimate.high)
         interval = f'  95%: {low} to {high}'
       print(f'    {name:20s} {_number(estimate.value)}{interval}')
+  if values.json:
+    drawn |= _pictures(found, values.task, pathlib.Path(folder), model.step)
   return {
     'tasks': {
       label: {name: x._asdict() for name, x in metrics.items()}
       for label, metrics in found.items()
     }
   }
+
+
+def _pictures(
+  found: Mapping[str, Any], tasks: list[str], folder: pathlib.Path, step: int
+) -> dict[str, Any]:
+  """Pictures of the scores of tasks, by what their names end in."""
+  from hope.evaluation import result_pictures, runner, specs
+
+  named = specs.parse_all(tasks)
+  drawn = {}
+  if (picture := result_pictures.by_length(found, named)) is not None:
+    drawn[''] = picture
+  scores: dict[str, dict[int, Any]] = {}
+  for spec in named.values():
+    path = folder / runner.file_name(spec, step)
+    if 'size' in spec.options and path.is_file():
+      examples = result_pictures.read_scores(path)
+      if any(len(x.get('depths', ())) == 1 for x in examples):
+        scores.setdefault(spec.name, {})[spec.options['size']] = examples
+  for name, of_sizes in scores.items():
+    drawn[f'-{name}-depth'] = result_pictures.by_depth(of_sizes)
+  return drawn
 
 
 def _number(value: float) -> str:

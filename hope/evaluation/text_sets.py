@@ -215,7 +215,7 @@ def _answers(
   batch: int,
   keeper: Keeper | None,
 ) -> list[dict[str, Any]]:
-  """Scores of examples, by name; of prompts also the 'output'."""
+  """Scores of examples, by name; of prompts also 'output' and 'depths'."""
   prompts = [x for x in examples if isinstance(x, TextExample)]
   if task.score is None:
     choices = [x for x in examples if isinstance(x, ChoiceExample)]
@@ -223,7 +223,11 @@ def _answers(
   ending = Ending(task.tokens, task.stop)
   outputs = generation.write(model, prompts, ending, batch, keeper)
   return [
-    {'accuracy': float(task.score(output, example)), 'output': output}
+    {
+      'accuracy': float(task.score(output, example)),
+      'output': output,
+      'depths': example.depths,
+    }
     for output, example in zip(outputs, prompts, strict=True)
   ]
 
@@ -237,7 +241,7 @@ def results(found: Sequence[dict[str, Any]]) -> dict[str, Estimate]:
   """
   values = {}
   for name in found[0]:
-    if name == 'output':
+    if name in ('output', 'depths'):
       continue
     of_examples = [float(scores[name]) for scores in found]
     if name == 'log_likelihood':

@@ -1,8 +1,9 @@
 """A linear classifier of words: the cheapest model of a text, for references.
 
-Features are TF-IDF as scikit-learn's `TfidfVectorizer` has it at its defaults:
-words of two letters or more, in lower case; tf * (ln((1 + n) / (1 + df)) + 1);
-scaled to a norm of 1.
+Features are TF-IDF as scikit-learn's `TfidfVectorizer` has it with
+`ngram_range=(1, ngrams)`: words of two letters or more, in lower case, and runs
+of at most `ngrams` such words; tf * (ln((1 + n) / (1 + df)) + 1); scaled to a
+norm of 1.
 """
 
 import collections
@@ -20,76 +21,96 @@ from hope.continual.learner import Model, Rows
 _WORD = re.compile(r'\b\w\w+\b')
 
 
-def _words(text: str) -> list[str]:
-  return _WORD.findall(text.lower())
+def _terms(text: str, ngrams: int) -> list[str]:
+  """Runs of 1 to `ngrams` words."""
+  words = _WORD.findall(text.lower())
+  return [
+    ' '.join(words[i : i + n])
+    for n in range(1, ngrams + 1)
+    for i in range(len(words) - n + 1)
+  ]
 
 
 class TfIdf:
-  """Words and their weights.
+  """Terms, runs of words, and their weights.
 
   Choice: they are of all training texts, without their labels, also of those of
   tasks to come: fixed features, as those of a pre-trained model.
 
   Attributes:
-    weights: ln((1 + n) / (1 + df)) + 1 by word, in the order of the words.
+    weights: ln((1 + n) / (1 + df)) + 1 by term, in the order of the terms.
   """
 
-  def __init__(self, texts: Sequence[str]):
-    """Counts the words of texts."""
+  def __init__(self, texts: Sequence[str], ngrams: int = 1):
+    """Counts the terms of texts.
+
+    Args:
+      texts: of training.
+      ngrams: most words of a term.
+    """
+    self._ngrams = ngrams
     counts = collections.Counter(
-      word for text in texts for word in set(_words(text))
+      term for text in texts for term in set(_terms(text, ngrams))
     )
     self.weights = {
-      word: math.log((1 + len(texts)) / (1 + counts[word])) + 1
-      for word in sorted(counts)
+      term: math.log((1 + len(texts)) / (1 + counts[term])) + 1
+      for term in sorted(counts)
     }
-    self._places = {word: i for i, word in enumerate(self.weights)}
+    self._places = {term: i for i, term in enumerate(self.weights)}
+
+  def most(self, texts: Sequence[str]) -> int:
+    """Most different known terms of a text, at least 1."""
+    return max(1, *(len(self._counts(text)) for text in texts))
+
+  def _counts(self, text: str) -> collections.Counter[str]:
+    """How often each known term is in a text."""
+    terms = _terms(text, self._ngrams)
+    return collections.Counter(x for x in terms if x in self._places)
 
   def encode(self, texts: Sequence[str], most: int) -> Rows:
-    """Features as words and their values; 0 in the places that are left.
+    """Features as terms and their values; 0 in the places that are left.
 
     Args:
       texts: any.
-      most: different known words that a text may have.
+      most: different known terms that a text may have.
 
     Returns:
-      'words', int32 [n, most], and 'values', float32 [n, most], of a norm of 1;
-      all 0 for a text of no known word.
+      'terms', int32 [n, most], and 'values', float32 [n, most], of a norm of 1;
+      all 0 for a text of no known term.
 
     Raises:
-      ValueError: for a text of more words.
+      ValueError: for a text of more terms.
     """
-    words = np.zeros((len(texts), most), np.int32)
+    terms = np.zeros((len(texts), most), np.int32)
     values = np.zeros((len(texts), most), np.float32)
     for i, text in enumerate(texts):
-      counts = collections.Counter(x for x in _words(text) if x in self._places)
+      counts = self._counts(text)
       if len(counts) > most:
         raise ValueError(
-          f'The text {text[:40]!r}... has {len(counts)} different words; '
+          f'The text {text[:40]!r}... has {len(counts)} different terms; '
           f'raise most={most}.'
         )
-      for j, (word, count) in enumerate(counts.items()):
-        words[i, j] = self._places[word]
-        values[i, j] = count * self.weights[word]
+      for j, (term, count) in enumerate(counts.items()):
+        terms[i, j] = self._places[term]
+        values[i, j] = count * self.weights[term]
     norms = np.linalg.norm(values, axis=-1, keepdims=True)
-    return {'words': words, 'values': values / np.maximum(norms, 1e-30)}
+    return {'terms': terms, 'values': values / np.maximum(norms, 1e-30)}
 
 
 def model(
-  texts: Sequence[str],
+  known: TfIdf,
   classes: int,
   optimizer: optax.GradientTransformation,
-  most: int = 128,
+  most: int,
 ) -> Model:
   """logits = f @ kernel + bias of TF-IDF features f, all 0 at the start.
 
   Args:
-    texts: of training, by which words are weighted.
+    known: terms and their weights.
     classes: number of them.
     optimizer: of kernel and bias.
-    most: different words of a text.
+    most: different terms of a text; `known.most(texts)` counts them.
   """
-  known = TfIdf(texts)
   vocabulary = len(known.weights)
   params = {
     'kernel': jnp.zeros((vocabulary, classes)),
@@ -102,8 +123,8 @@ def model(
 
   def scores(params, rows) -> jax.Array:
     """Logits [n, classes]."""
-    kernel = params['kernel'][rows['words']]
-    return jnp.einsum('nw,nwc->nc', rows['values'], kernel) + params['bias']
+    kernel = params['kernel'][rows['terms']]
+    return jnp.einsum('nt,ntc->nc', rows['values'], kernel) + params['bias']
 
   def losses(params, rows) -> tuple[jax.Array, jax.Array]:
     nats = optax.softmax_cross_entropy_with_integer_labels(
@@ -112,11 +133,11 @@ def model(
     return nats, jnp.ones_like(nats)
 
   def features(params, rows) -> jax.Array:
-    """[n, words]."""
+    """[n, terms]."""
     del params
-    number = jnp.arange(len(rows['words']))[:, None]
-    empty = jnp.zeros((len(rows['words']), vocabulary))
-    return empty.at[number, rows['words']].add(rows['values'])
+    number = jnp.arange(len(rows['terms']))[:, None]
+    empty = jnp.zeros((len(rows['terms']), vocabulary))
+    return empty.at[number, rows['terms']].add(rows['values'])
 
   return Model(
     params=params,

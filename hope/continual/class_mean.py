@@ -1,7 +1,7 @@
 """Nearest class mean: features do not change, and their means do not forget.
 
-The classifier of Mensink et al. (2013, PAMI 35) with Euclidean distance. What
-it knows after all classes does not depend on their order.
+The classifier of Mensink et al. (2013, PAMI 35). What it knows after all
+classes does not depend on their order.
 """
 
 from typing import NamedTuple
@@ -40,7 +40,11 @@ def add(
 
 
 def scores(means: Means, features: jax.Array) -> jax.Array:
-  """-1/2 squared distance to each mean; -inf for classes without examples.
+  """Cosines of features and means; -inf for classes without examples.
+
+  Choice: cosine, as with the normalised means of iCaRL (Rebuffi et al., 2017,
+  arXiv:1611.07725), and not Euclidean distance, which prefers classes whose
+  features differ most, as their means are short.
 
   Args:
     means: of what was seen.
@@ -49,9 +53,11 @@ def scores(means: Means, features: jax.Array) -> jax.Array:
   Returns:
     [n, classes].
   """
-  known = means.counts > 0
-  center = means.sums / jnp.where(known, means.counts, 1)[:, None]
-  found = features @ center.T - 0.5 * (
-    (center**2).sum(-1) + (features**2).sum(-1)[:, None]
-  )
-  return jnp.where(known, found, -jnp.inf)
+  found = _unit(features) @ _unit(means.sums).T
+  return jnp.where(means.counts > 0, found, -jnp.inf)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  """Rows of a norm of 1; rows of zeros stay."""
+  norms = jnp.linalg.norm(x, axis=-1, keepdims=True)
+  return x / jnp.where(norms > 0, norms, 1)

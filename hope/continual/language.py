@@ -160,28 +160,30 @@ def classifier(
   )
 
 
-def translator(
+def answerer(
   config: ml_collections.ConfigDict,
   *,
   before: int = 128,
   after: int = 128,
   tokenizer: Tokenizer | None = None,
 ) -> Model:
-  """A model of texts and their translations, measured by its loss.
+  """A model of prompts and their answers, measured by its loss on answers.
+
+  Examples are `hope.tasks.text.Request`s.
 
   Args:
     config: of a run: model, optimizer and seed are used.
-    before: tokens of a text that are read; a longer one loses its beginning.
-    after: tokens of a translation that count; a longer one loses its end.
+    before: tokens of a prompt that are read; a longer one loses its beginning.
+    after: tokens of an answer that count; a longer one loses its end.
     tokenizer: None: bytes.
   """
   tokenizer = tokenizer or ByteTokenizer()
   pad = _separator(tokenizer)
   built = _Built(config, tokenizer.vocab_size)
 
-  def encode(pairs) -> Rows:
-    texts = [tokenizer.encode(f'{text}\nEnglish:') for text, _ in pairs]
-    answers = [tokenizer.encode(f' {answer}\n') for _, answer in pairs]
+  def encode(requests) -> Rows:
+    texts = [tokenizer.encode(x.context) for x in requests]
+    answers = [tokenizer.encode(x.continuation) for x in requests]
     return _rows(texts, answers, pad, before, after)
 
   return Model(built.params, built.optimizer, encode, built.losses)

@@ -37,6 +37,7 @@ from hope import command_line
 from hope.config import base_config
 from hope.continual import bag_of_words, language, learners, protocols
 from hope.continual.following import Journal
+from hope.continual.options import LearnerOptions
 from hope.evaluation import pictures
 from hope.fields import SEED, declared, field, flat
 from hope.run import drawing
@@ -89,7 +90,7 @@ def default_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict(
     {name: x.default for name, x in declared(Options).items()}
   )
-  stated = declared(learners.LearnerOptions)
+  stated = declared(LearnerOptions)
   config.learner = ml_collections.ConfigDict(
     {name: x.default for name, x in stated.items()}
   )
@@ -112,15 +113,15 @@ def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """
   for name, stated in declared(Options).items():
     config[name] = stated.check(name, config[name])
-  for name, stated in declared(learners.LearnerOptions).items():
+  for name, stated in declared(LearnerOptions).items():
     config.learner[name] = stated.check(f'learner.{name}', config.learner[name])
   config.hope.seed = config.seed
   return config
 
 
-def learner_options(config) -> learners.LearnerOptions:
+def learner_options(config) -> LearnerOptions:
   """Of a checked configuration."""
-  return learners.LearnerOptions(**config.learner.to_dict())
+  return LearnerOptions(**config.learner.to_dict())
 
 
 class Lines:
@@ -332,7 +333,7 @@ def main(options: flags.FlagValues) -> None:
     **result,
   }
   (workdir / 'result.json').write_text(json.dumps(content, indent=1) + '\n')
-  for name, value in content.get('metrics', {}).items():
+  for name, value in result.get('metrics', {}).items():
     print(f'{name:28} {value}')
   print(f'{workdir / "result.json"} has the rest.')
 

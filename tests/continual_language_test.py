@@ -8,6 +8,7 @@ import pytest
 
 from hope.config import base_config, resolve
 from hope.continual import language, learners
+from hope.continual.options import LearnerOptions
 from hope.data.tokenization import ByteTokenizer
 from hope.model import Hope
 from hope.tasks.datasets import intents
@@ -101,7 +102,7 @@ def test_learns_names(answer):
   changed = config()
   changed.optimizer.learning_rate = 1e-2
   model = language.classifier(changed, NAMES, answer=answer, length=16)
-  options = learners.LearnerOptions(batch=3, score_batch=2)
+  options = LearnerOptions(batch=3, score_batch=2)
   learner = learners.make(model, options, seed=0, examples=0)
   learner.learn([(query, i) for i, query in enumerate(QUERIES)] * 150)
   assert learner.scores(QUERIES).argmax(axis=1).tolist() == [0, 1, 2]

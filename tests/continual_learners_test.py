@@ -9,6 +9,7 @@ import pytest
 from hope import state_file
 from hope.continual import learners
 from hope.continual.learner import Model
+from hope.continual.options import LearnerOptions
 
 WORDS = 6
 RULES = (*learners._RULES, 'joint')
@@ -50,7 +51,7 @@ def stream(number, seed=0, classes=(0, 1, 2)):
 
 def make(rule, **options):
   given = {'batch': 4, 'buffer': 5, 'fisher_examples': 6} | options
-  options = learners.LearnerOptions(rule=rule, **given)
+  options = LearnerOptions(rule=rule, **given)
   return learners.make(tiny_model(), options, seed=1, examples=40)
 
 
@@ -200,5 +201,9 @@ def test_refuses():
   with pytest.raises(ValueError, match='needs a model with classes'):
     model = tiny_model()
     model = Model(model.params, model.optimizer, model.encode, model.losses)
-    options = learners.LearnerOptions(rule='class_mean')
+    options = LearnerOptions(rule='class_mean')
     learners.make(model, options, seed=0, examples=1)
+  options = LearnerOptions(rule='naive')
+  learner = learners.make(model, options, seed=0, examples=1)
+  with pytest.raises(ValueError, match='no classes; ask for its loss'):
+    learner.scores(['0'])

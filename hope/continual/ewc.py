@@ -46,7 +46,7 @@ def value(penalty: Penalty, params: Any) -> jax.Array:
   terms = jax.tree.map(
     lambda f, c, x: jnp.sum(f * (x - c) ** 2), *penalty, params
   )
-  return 0.5 * optax.tree.sum(terms)
+  return 0.5 * jnp.asarray(optax.tree.sum(terms))
 
 
 def fisher(

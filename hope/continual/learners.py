@@ -13,7 +13,6 @@ How a model answers and what its optimizer is are the model's own.
 """
 
 from collections.abc import Iterator, Sequence
-import dataclasses
 import functools
 from typing import Any
 
@@ -24,60 +23,12 @@ import optax
 
 from hope.continual import class_mean, ewc
 from hope.continual.learner import Model, Rows, join, size, take
+from hope.continual.options import LearnerOptions
 from hope.continual.reservoir import Reservoir
-from hope.fields import field, nearest
+from hope.fields import nearest
 
 # What a random draw is for.
 _KEEP, _DRAW, _ORDER = range(3)
-
-
-@dataclasses.dataclass(frozen=True)
-class LearnerOptions:
-  """Options of a learner."""
-
-  rule: str = field(
-    'naive',
-    'How the model learns.',
-    choices=(
-      'frozen',
-      'class_mean',
-      'naive',
-      'replay',
-      'ewc',
-      'online_ewc',
-      'joint',
-    ),
-  )
-  batch: int = field(10, 'New examples of an update.', minimum=1, maximum=2**16)
-  score_batch: int = field(
-    64, 'Examples that are predicted at once.', minimum=1, maximum=2**16
-  )
-  buffer: int = field(
-    500,
-    "Examples that 'replay' keeps, a reservoir; each update has as many of "
-    'them as new ones.',
-    minimum=1,
-    maximum=2**24,
-  )
-  penalty: float = field(
-    100.0, "Lambda of 'ewc' and 'online_ewc'.", minimum=0, maximum=1e12
-  )
-  fisher_examples: int = field(
-    200,
-    'Examples of a segment, drawn evenly, from which its Fisher information '
-    'is estimated.',
-    minimum=1,
-    maximum=2**20,
-  )
-  decay: float = field(
-    1.0,
-    "What 'online_ewc' leaves of the precision at the end of each segment.",
-    minimum=0,
-    maximum=1,
-  )
-  passes: int = field(
-    1, "Passes of 'joint' over all that was seen.", minimum=1, maximum=2**10
-  )
 
 
 class Frozen:
@@ -95,7 +46,7 @@ class Frozen:
     self.params = model.params
     self._seed, self._drawn = seed, 0
     self._losses = jax.jit(_summed(model))
-    self._scores = None if model.scores is None else jax.jit(model.scores)
+    self._scores = jax.jit(model.scores or _no_scores)
 
   def learn(self, batch: Sequence[Any]) -> None:
     """Learns a batch, in updates of `options.batch` examples."""
@@ -108,8 +59,6 @@ class Frozen:
 
   def scores(self, texts: Sequence[str]) -> np.ndarray:
     """How well each class fits, float [n, classes]."""
-    if self._scores is None:
-      raise ValueError('This model has no classes; ask for its loss.')
     rows = self.model.encode([(text, 0) for text in texts])
     found = [
       np.asarray(self._score(part))[: int(counted.sum())]
@@ -196,7 +145,6 @@ class Naive(Frozen):
     super().__init__(model, options, seed)
     self._opt_state = model.optimizer.init(model.params)
     self._step = jax.jit(_update(model, options.penalty))
-    self._penalty: ewc.Penalty | None = None
 
   def state(self) -> Any:
     """All that learning changes."""
@@ -217,8 +165,12 @@ class Naive(Frozen):
     """Makes an update with rows, padded to a height."""
     for part, counted in _padded(rows, height):
       self.params, self._opt_state = self._step(
-        self.params, self._opt_state, part, counted, self._penalty
+        self.params, self._opt_state, part, counted, self._against()
       )
+
+  def _against(self) -> ewc.Penalty | None:
+    """The penalty of an update; None: none."""
+    return None
 
 
 class Replay(Naive):
@@ -248,7 +200,7 @@ class Ewc(Naive):
 
   def __init__(self, model: Model, options: LearnerOptions, seed: int):
     super().__init__(model, options, seed)
-    self._penalty = ewc.nothing(model.params)
+    self._penalty: ewc.Penalty = ewc.nothing(model.params)
     self._segment = self._empty()
     self._fisher = jax.jit(functools.partial(ewc.fisher, model.losses))
 
@@ -279,6 +231,9 @@ class Ewc(Naive):
     super().restore(state)
     self._penalty = state['penalty']
     self._segment.restore(state['segment'])
+
+  def _against(self) -> ewc.Penalty:
+    return self._penalty
 
   def _empty(self) -> Reservoir:
     return Reservoir(self.model.encode([]), self.options.fisher_examples)
@@ -382,6 +337,11 @@ def _padded(rows: Rows, height: int) -> Iterator[tuple[Rows, np.ndarray]]:
     indices = np.arange(start, start + height)
     counted = (indices < number).astype(np.float32)
     yield take(rows, np.minimum(indices, number - 1)), counted
+
+
+def _no_scores(params, rows) -> jax.Array:
+  """[n, 0], of a model that has no classes."""
+  raise ValueError('This model has no classes; ask for its loss.')
 
 
 def _summed(model: Model):

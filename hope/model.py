@@ -278,6 +278,29 @@ class Hope(nnx.Module):
     Raises:
       ValueError: for a state, where `model.decoder` decodes whole sequences.
     """
+    x, state, embed = self._read(tokens, state, starts, last_only)
+    # Accumulate in float32 or wider, and keep it: logits rounded to bfloat16
+    # would tie.
+    x = placement.constrain(x * self.logit_scale, 'logits').astype(self.dtype)
+    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    return jnp.matmul(
+      x, self._output_kernel(embed), preferred_element_type=dtype
+    ), state
+
+  def features(
+    self, tokens: jax.Array, state=None, starts: jax.Array | None = None
+  ) -> jax.Array:
+    """What the output layer reads after the last token, [b, width].
+
+    Args:
+      tokens: int32 [b, t].
+      state: as in `__call__`, like what follows.
+      starts: bool [b, t].
+    """
+    return self._read(tokens, state, starts, last_only=True)[0][:, 0]
+
+  def _read(self, tokens: jax.Array, state, starts, last_only: bool):
+    """(normalized output of the blocks [b, t, width], state, embedding)."""
     if self.decodes and state is not None:
       raise ValueError(
         'model.decoder=True decodes whole sequences, which nothing goes on '
@@ -330,14 +353,7 @@ class Hope(nnx.Module):
       x = self._decoded(x)
     if last_only:
       x = x[:, -1:]
-    x = self.norm(x) * self.logit_scale
-    # Accumulate in float32 or wider, and keep it: logits rounded to bfloat16
-    # would tie.
-    x = placement.constrain(x, 'logits').astype(self.dtype)
-    dtype = jnp.promote_types(self.dtype, jnp.float32)
-    return jnp.matmul(
-      x, self._output_kernel(embed), preferred_element_type=dtype
-    ), state
+    return self.norm(x), state, embed
 
   def _decoded(self, x: jax.Array) -> jax.Array:
     """What the decoder makes of x [b, t, width], of the same shape."""

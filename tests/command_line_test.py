@@ -10,6 +10,7 @@ from conftest import ROOT
 import pytest
 
 from experiments import (
+  continual,
   delta_momentum_toy,
   optimizer_changes,
   optimizer_race,
@@ -29,6 +30,7 @@ COMMANDS = {
   'accelerator': accelerator,
   'aot': aot,
   'compare': compare,
+  'continual': continual,
   'delta_momentum_toy': delta_momentum_toy,
   'optimizer_changes': optimizer_changes,
   'optimizer_race': optimizer_race,

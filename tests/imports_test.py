@@ -22,7 +22,7 @@ FLOORS = (
   ('experiment_files', 'command_line'),
   ('config', 'levels', 'matching'),
   ('training',),
-  ('trained', 'profiling'),
+  ('trained', 'profiling', 'continual'),
   ('commands',),
   ('main', 'generate', 'evaluate', 'describe', 'datasets'),
   ('throughput', 'aot', 'accelerator', 'compare'),

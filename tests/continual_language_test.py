@@ -96,9 +96,8 @@ def test_texts_and_answers_are_rows():
   assert rows['weights'].tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
-@pytest.mark.parametrize(
-  'answer', ['name', pytest.param('token', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('answer', language.ANSWERS)
 def test_learns_names(answer, tmp_path):
   changed = config()
   changed.optimizer.learning_rate = 1e-2

@@ -3,15 +3,16 @@
   python -m experiments.continual --data=FOLDER --workdir=runs/continual \
     --config.set=clinc150 --config.learner.rule=replay
   python -m experiments.continual --data=FOLDER --workdir=runs/languages \
-    --protocol=sequential --config.model=hope-name
+    --protocol=sequential
   python -m experiments.continual --workdir=runs/domains --protocol=returning \
-    --domains='docs/*.md,hope/**/*.py' --config.model=hope-name
+    --domains='docs/*.md,hope/**/*.py'
 
 The protocols are those of `hope.continual.protocols`, the rules those of
 `hope.continual.learners`; --data is a folder with the files that
-`python -m hope.datasets` names. --config.model is a linear classifier of
-words ('words'), or a Hope of --config.hope.FIELD: with a token for each class
-('hope-token'), or with their names ('hope-name').
+`python -m hope.datasets` names. What learns is a Hope of --config.hope.FIELD.
+Of classes, --config.model says which model learns: a linear classifier of words
+('words'), or a Hope with a token for each class ('hope-token') or with their
+names ('hope-name').
 
 WORKDIR/result.json is the result, WORKDIR/accuracy.png the accuracies. A
 process that is killed goes on from the last segment, with the same numbers.
@@ -61,7 +62,7 @@ class Options:
   set: str = field('clinc150', 'Queries and classes.', choices=tuple(_SETS))
   model: str = field(
     'words',
-    'What learns.',
+    'What learns classes; other protocols are of Hope.',
     choices=('words', 'hope-token', 'hope-name'),
   )
   ngrams: int = field(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope import state_file
 from hope.config import base_config, resolve
 from hope.continual import language, learners
 from hope.continual.options import LearnerOptions
@@ -95,17 +96,25 @@ def test_texts_and_answers_are_rows():
   assert rows['weights'].tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
-@pytest.mark.parametrize(
-  'answer', ['name', pytest.param('token', marks=pytest.mark.slow)]
-)
-def test_learns_names(answer):
+@pytest.mark.slow
+@pytest.mark.parametrize('answer', language.ANSWERS)
+def test_learns_names(answer, tmp_path):
   changed = config()
   changed.optimizer.learning_rate = 1e-2
+  changed.model.cms.periods = (1, 2)
   model = language.classifier(changed, NAMES, answer=answer, length=16)
   options = LearnerOptions(batch=3, score_batch=2)
   learner = learners.make(model, options, seed=0, examples=0)
   learner.learn([(query, i) for i, query in enumerate(QUERIES)] * 150)
   assert learner.scores(QUERIES).argmax(axis=1).tolist() == [0, 1, 2]
+  # It goes on from a file, optimizer and levels included.
+  path, header = tmp_path / 'state.npz', state_file.Header('', '')
+  state_file.write(path, learner.state(), header)
+  other = learners.make(model, options, seed=0, examples=0)
+  other.restore(state_file.fill(other.state(), state_file.read(path)[1]))
+  for one in (learner, other):
+    one.learn([(query, 1) for query in QUERIES] * 3)
+  np.testing.assert_array_equal(other.scores(QUERIES), learner.scores(QUERIES))
 
 
 def test_refuses():

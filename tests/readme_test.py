@@ -21,6 +21,7 @@ PAGES = (
   'README.md',
   'CHANGELOG.md',
   'CONTRIBUTING.md',
+  'docs/continual.md',
   'docs/equations.md',
   'docs/evaluation.md',
   'docs/running.md',

@@ -172,7 +172,11 @@ def test_choices_are_scored_as_defined(model, texts):
   assert len(set(best.values())) > 1  # else the test says little
   for answer in range(3):
     (scores,) = likelihood.answers(model, [ChoiceExample(requests, answer)])
-    assert scores == {k: float(x == answer) for k, x in best.items()}
+    assert scores == {
+      **{k: float(x == answer) for k, x in best.items()},
+      'chosen': texts[best['accuracy']],
+      'answer': texts[answer],
+    }
 
 
 def test_a_single_request_gives_its_likelihood(model):

@@ -48,6 +48,20 @@ def test_accuracy_by_depth_counts_the_needles_of_each_part():
   np.testing.assert_array_equal(drawn, expected)
 
 
+def test_confusion_counts_what_was_chosen():
+  pairs = [(' no', ' no'), (' no', ' yes'), (' yes', ' yes'), (' yes', ' yes')]
+  scores = [{'answer': a, 'chosen': b} for a, b in pairs]
+  picture = result_pictures.confusion(scores)
+  assert picture is not None
+  (image,) = picture.axes[0].images
+  np.testing.assert_array_equal(image.get_array(), [[0.5, 0.5], [0, 1]])
+  labels = [x.get_text() for x in picture.axes[0].get_yticklabels()]
+  assert labels == ['no', 'yes']
+  # Answers that do not come again, and none at all.
+  assert result_pictures.confusion([{'answer': 'a', 'chosen': 'a'}] * 1) is None
+  assert result_pictures.confusion([{'accuracy': 1.0}] * 4) is None
+
+
 def test_scores_are_those_of_the_file(tmp_path):
   path = tmp_path / 'scores.jsonl'
   lines = [{'task': 's1'}, {'example': 0, 'accuracy': 1.0}]

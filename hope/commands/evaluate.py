@@ -258,12 +258,16 @@ def _pictures(
   if (picture := result_pictures.by_length(found, named)) is not None:
     drawn[''] = picture
   scores: dict[str, dict[int, Any]] = {}
-  for spec in named.values():
+  for i, spec in enumerate(named.values()):
     path = folder / runner.file_name(spec, step)
-    if 'size' in spec.options and path.is_file():
-      examples = result_pictures.read_scores(path)
-      if any(len(x.get('depths', ())) == 1 for x in examples):
-        scores.setdefault(spec.name, {})[spec.options['size']] = examples
+    if not path.is_file():
+      continue
+    examples = result_pictures.read_scores(path)
+    if any(len(x.get('depths', ())) == 1 for x in examples):
+      size = spec.options.get('size', specs.TEXT_FIELDS['size'].default)
+      scores.setdefault(spec.name, {})[size] = examples
+    if (picture := result_pictures.confusion(examples)) is not None:
+      drawn[f'-{i}-{spec.name}-confusion'] = picture
   for name, of_sizes in scores.items():
     drawn[f'-{name}-depth'] = result_pictures.by_depth(of_sizes)
   return drawn

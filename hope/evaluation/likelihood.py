@@ -14,7 +14,7 @@ the first token of a document in training.
 from collections.abc import Iterable, Iterator, Sequence
 import math
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -174,14 +174,15 @@ def _score(
 
 def answers(
   model: LanguageModel, examples: Sequence[ChoiceExample], batch: int = 8
-) -> list[dict[str, float]]:
-  """Scores of examples, by name; `means` makes the task's metrics of them.
+) -> list[dict[str, Any]]:
+  """Scores of examples, by name.
 
   Of several requests: accuracy, 1 where the right one is the most likely;
   accuracy_norm, the same of log-probabilities by character of the continuation,
   and accuracy_bytes, by byte of it. The space that parts it from the context
   is not counted, and the first of equals is taken: as acc, acc_norm and
-  acc_bytes of lm-evaluation-harness. Of one request: accuracy, 1 where greedy
+  acc_bytes of lm-evaluation-harness. 'chosen' is the continuation that accuracy
+  is of, and 'answer' the right one. Of one request: accuracy, 1 where greedy
   decoding writes it, and log_likelihood, in nats.
 
   Args:
@@ -202,7 +203,7 @@ def answers(
 
 def _answer(
   example: ChoiceExample, likelihoods: Sequence[Likelihood]
-) -> dict[str, float]:
+) -> dict[str, Any]:
   """Scores of an example."""
   if len(likelihoods) == 1:
     (only,) = likelihoods
@@ -217,10 +218,13 @@ def _answer(
     'accuracy_norm': np.array([len(x) for x in texts]),
     'accuracy_bytes': np.array([len(x.encode()) for x in texts]),
   }
-  return {
+  scores = {
     name: float(np.argmax(sums / np.maximum(size, 1)) == example.answer)
     for name, size in sizes.items()
   }
+  chosen = example.requests[int(np.argmax(sums))].continuation
+  answer = example.requests[example.answer].continuation
+  return {**scores, 'chosen': chosen, 'answer': answer}
 
 
 def perplexity(log_likelihoods: Iterable[float]) -> float:

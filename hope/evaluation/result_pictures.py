@@ -1,6 +1,6 @@
 """Pictures of the results of an evaluation."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import json
 import pathlib
 from typing import Any
@@ -68,6 +68,28 @@ def by_depth(
         shares[row, column] = np.mean(values)
   depths = (np.arange(_PARTS) + 0.5) / _PARTS
   return pictures.accuracy_by_depth(shares, sizes, depths.tolist())
+
+
+def confusion(scores: Sequence[Mapping[str, Any]]) -> figure.Figure | None:
+  """What each right answer was taken for, of tasks whose answers come again.
+
+  Args:
+    scores: of the examples.
+
+  Returns:
+    None where there are no choices, or the answers do not come twice each on
+    average, as where each question has choices of its own.
+  """
+  pairs = [(x['answer'], x['chosen']) for x in scores if 'chosen' in x]
+  answers = {answer for answer, _ in pairs}
+  names = sorted(answers | {chosen for _, chosen in pairs})
+  if not pairs or 2 * len(answers) > len(pairs):
+    return None
+  places = {name: i for i, name in enumerate(names)}
+  counts = np.zeros((len(names), len(names)), np.int64)
+  for answer, chosen in pairs:
+    counts[places[answer], places[chosen]] += 1
+  return pictures.confusion_matrix(counts, [x.strip() for x in names])
 
 
 def read_scores(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -31,6 +31,8 @@ Example = TextExample | ChoiceExample
 # The stream that examples are drawn from: that of held-out examples, whatever
 # the seed of a run.
 _STREAM = (1, 0)
+# What is kept of an example beside its scores.
+_NO_SCORES = ('output', 'depths', 'chosen', 'answer')
 # Batches whose examples are sorted by length together.
 _WINDOW = 8
 
@@ -215,7 +217,9 @@ def _answers(
   batch: int,
   keeper: Keeper | None,
 ) -> list[dict[str, Any]]:
-  """Scores of examples, by name; of prompts also 'output' and 'depths'."""
+  """Scores of examples, by name; of prompts also 'output' and 'depths', of
+  several requests 'chosen' and 'answer'.
+  """
   prompts = [x for x in examples if isinstance(x, TextExample)]
   if task.score is None:
     choices = [x for x in examples if isinstance(x, ChoiceExample)]
@@ -241,7 +245,7 @@ def results(found: Sequence[dict[str, Any]]) -> dict[str, Estimate]:
   """
   values = {}
   for name in found[0]:
-    if name in ('output', 'depths'):
+    if name in _NO_SCORES:
       continue
     of_examples = [float(scores[name]) for scores in found]
     if name == 'log_likelihood':

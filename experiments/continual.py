@@ -197,6 +197,15 @@ def classifier(config, found: intents.Intents):
   )
 
 
+def _following(config, options, identity, examples: int) -> dict[str, Any]:
+  """How all protocols follow `examples` examples: batches, journal, lines."""
+  return {
+    'batch': config.learner.batch,
+    'journal': Journal(pathlib.Path(options.workdir) / 'journal', identity),
+    'report': Lines(config.learner.rule, examples),
+  }
+
+
 def class_incremental(config, options, identity) -> dict[str, Any]:
   """Runs the protocol; draws the accuracies."""
   found = read_intents(config, options.data)
@@ -208,9 +217,7 @@ def class_incremental(config, options, identity) -> dict[str, Any]:
     learner,
     found,
     config.seed,
-    batch=config.learner.batch,
-    journal=Journal(pathlib.Path(options.workdir) / 'journal', identity),
-    report=Lines(config.learner.rule, len(found.train)),
+    **_following(config, options, identity, len(found.train)),
   )
   picture = pictures.accuracy_matrix(result.accuracy)
   drawing.save(picture, pathlib.Path(options.workdir) / 'accuracy.png')
@@ -245,9 +252,7 @@ def sequential(config, options, identity) -> dict[str, Any]:
     start,
     languages,
     config.seed,
-    batch=config.learner.batch,
-    journal=Journal(pathlib.Path(options.workdir) / 'journal', identity),
-    report=Lines(config.learner.rule, examples),
+    **_following(config, options, identity, examples),
   )
   return result.to_dict()
 
@@ -285,9 +290,7 @@ def returning(config, options, identity) -> dict[str, Any]:
     domains,
     config.visits,
     config.every,
-    batch=config.learner.batch,
-    journal=Journal(pathlib.Path(options.workdir) / 'journal', identity),
-    report=Lines(config.learner.rule, examples),
+    **_following(config, options, identity, examples),
   )
   return result.to_dict()
 

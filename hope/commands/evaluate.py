@@ -142,17 +142,16 @@ def main(values: flags.FlagValues) -> None:
   from hope import trained  # after the flags, as jax is slow
 
   model = trained.load(values.workdir)
-  drawn: dict[str, Any] = {}
   content = {'workdir': str(model.workdir), 'step': model.step}
   if values.task:
-    content |= _tasks(model, values, drawn)
+    found, drawn = _tasks(model, values)
   elif values.text is not None:
-    content |= _text(model, values, drawn)
+    found, drawn = _text(model, values)
   else:
-    content |= _heldout(model)
+    found, drawn = _heldout(model), {}
   if values.json:
     path = pathlib.Path(values.json)
-    path.write_text(json.dumps(content, indent=2) + '\n')
+    path.write_text(json.dumps(content | found, indent=2) + '\n')
     _draw(path, drawn)
 
 
@@ -184,15 +183,16 @@ def _print_tokens(result: Mapping[str, float]) -> None:
 
 
 def _text(
-  model: Any, values: flags.FlagValues, drawn: dict[str, Any]
-) -> dict[str, Any]:
-  """Prints a text's measures; returns them, and adds a picture."""
+  model: Any, values: flags.FlagValues
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Prints a text's measures; returns them, and pictures as `_draw` has."""
   found = model.evaluate_stream(_letters(values.text))
   result = found.whole.to_dict()
   print(f'{values.text}, by step {model.step} of {model.workdir}:')
   print(f'  {"this model":16s} {result["bits_per_byte"]:.4f} bits per byte')
   _print_tokens(result)
   bins = {k: part.to_dict() for k, part in found.by_context.items()}
+  drawn = {}
   if values.by_context:
     print(f'  {"tokens before":>16s}  bits per byte  perplexity  tokens')
     for least, part in bins.items():
@@ -205,18 +205,19 @@ def _text(
 
     losses = {least: part['bits_per_byte'] for least, part in bins.items()}
     drawn[''] = pictures.loss_by_context({values.text: losses}, 'bits per byte')
-  return {
+  content = {
     'text': values.text,
     'result': result,
     'by_context': bins,
     'baselines': {},
   }
+  return content, drawn
 
 
 def _tasks(
-  model: Any, values: flags.FlagValues, drawn: dict[str, Any]
-) -> dict[str, Any]:
-  """Prints the scores of tasks; returns them, and adds pictures."""
+  model: Any, values: flags.FlagValues
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Prints the scores of tasks; returns them, and pictures as `_draw` has."""
   from hope.run.mirror import is_remote
 
   folder = values.scores
@@ -237,14 +238,14 @@ def _tasks(
         low, high = _number(estimate.low), _number(estimate.high)
         interval = f'  95%: {low} to {high}'
       print(f'    {name:20s} {_number(estimate.value)}{interval}')
+  drawn = {}
   if values.json:
-    drawn |= _pictures(found, values.task, pathlib.Path(folder), model.step)
-  return {
-    'tasks': {
-      label: {name: x._asdict() for name, x in metrics.items()}
-      for label, metrics in found.items()
-    }
+    drawn = _pictures(found, values.task, pathlib.Path(folder), model.step)
+  content = {
+    label: {name: x._asdict() for name, x in metrics.items()}
+    for label, metrics in found.items()
   }
+  return {'tasks': content}, drawn
 
 
 def _pictures(

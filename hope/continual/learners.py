@@ -6,8 +6,8 @@
   replay      the same with as many examples of a reservoir in every update.
   ewc         naive with a penalty on what mattered to earlier segments.
   online_ewc  the same with one penalty, at the last segment's parameters.
-  joint       trains anew, after each segment, on all that was seen so far: no
-              continual learner, but what one may be measured by.
+  joint       trains from the start on all that was seen, after each segment:
+              no continual learner, but what one may be measured by.
 
 How a model answers and what its optimizer is are the model's own.
 """
@@ -244,7 +244,7 @@ class Ewc(Naive):
 
 
 class Joint(Naive):
-  """Trains anew on all that was seen, at the end of each segment."""
+  """Trains from the start, after each segment, on all that was seen."""
 
   def __init__(
     self, model: Model, options: LearnerOptions, seed: int, examples: int

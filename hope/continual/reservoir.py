@@ -48,7 +48,7 @@ class Reservoir:
       self.seen += 1
 
   def draw(self, number: int, rng: np.random.Generator) -> Rows:
-    """At most so many of the rows, each at most once."""
+    """At most `number` of the rows that are kept, each at most once."""
     number = min(number, self.filled)
     return take(self.rows, rng.choice(self.filled, number, replace=False))
 

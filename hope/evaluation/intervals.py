@@ -1,7 +1,7 @@
 """How far a mean over examples may be from that over all examples.
 
-The confidence is 95%: of so many sets of examples, the interval holds the mean
-over all that could be drawn.
+The confidence is 95%: of 95 in 100 sets of examples, the interval holds the
+mean over all that could be drawn.
 """
 
 from collections.abc import Sequence

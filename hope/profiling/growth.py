@@ -3,10 +3,6 @@
 import pathlib
 from typing import Any
 
-import matplotlib
-
-matplotlib.use('agg')
-import matplotlib.pyplot as plt
 import ml_collections
 import rich.box
 import rich.console
@@ -14,6 +10,7 @@ import rich.table
 
 from hope.parallel import mesh as mesh_lib
 from hope.profiling import throughput
+from hope.run import drawing
 
 
 def measure(
@@ -87,7 +84,8 @@ def show(
 
 def draw(found: dict[str, list[dict[str, Any]]], file: pathlib.Path) -> None:
   """Draws the time of a token against the length."""
-  figure, axis = plt.subplots(figsize=(9, 5.5), layout='constrained')
+  picture = drawing.new_picture(5.5, 11)
+  axis = picture.subplots()
   styles = ('-', '--', ':')
   for i, (name, values) in enumerate(found.items()):
     axis.plot(
@@ -104,7 +102,8 @@ def draw(found: dict[str, list[dict[str, Any]]], file: pathlib.Path) -> None:
   )
   axis.set_xscale('log', base=2)
   axis.set_yscale('log')
-  axis.spines[['top', 'right']].set_visible(False)
-  axis.legend(bbox_to_anchor=(1.0, 1.0), loc='upper left', fontsize='small')
-  figure.savefig(file, dpi=100)
-  plt.close(figure)
+  drawing.style(axis)
+  axis.tick_params(which='minor', colors=drawing.INK, labelsize=8, length=0)
+  axis.grid(color=drawing.GRID, linewidth=0.8)
+  axis.legend(bbox_to_anchor=(1.0, 1.0), loc='upper left', **drawing.LEGEND)
+  drawing.save(picture, file)
